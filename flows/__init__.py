@@ -1,0 +1,1 @@
+"""The Prefect flows, the command line and the whole configuration."""

@@ -1,0 +1,1 @@
+"""Artifacts, their records, and the stores and catalogues that hold them."""

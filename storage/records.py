@@ -1,0 +1,234 @@
+"""The records: Parquet schemas that are the contract between stages.
+
+Read this file first. A record is complete when written; a stage that knows more writes another record
+and joins by id. One class per record, its rules named; `RECORDS` maps the name of a table to its class.
+
+Units stand in a column's `metadata["unit"]` and are copied to the Parquet field. Columns marked
+`volatile` hold clocks: they are no part of an artifact's content digest.
+"""
+
+from typing import Any
+
+import dataframely as dy
+import polars as pl
+
+CLOCK = {"volatile": True}
+NATS = {"unit": "nat"}
+SECONDS = {"unit": "s", "volatile": True}
+
+
+def _identifier(*, primary_key: bool = False, **options: Any) -> dy.String:
+    return dy.String(min_length=1, primary_key=primary_key, **options)
+
+
+def _tokens() -> dy.List:
+    return dy.List(dy.Int32(min=0), metadata={"unit": "token id"})
+
+
+def _logprobs() -> dy.List:
+    return dy.List(dy.Float32(), metadata=NATS)
+
+
+class Prompt(dy.Schema):
+    """A chat that a policy is asked to continue, and how its answer is verified."""
+
+    prompt_id = _identifier(primary_key=True, description="hash of the messages and the verifier's specification")
+    messages = dy.List(dy.Struct({"role": dy.String(), "content": dy.String()}), min_length=1)
+    answer = dy.String(nullable=True)
+    verifier = dy.Struct({"name": dy.String(), "params": dy.String()}, description="params is a JSON object")
+    domain = dy.String()
+    tags = dy.List(dy.String())
+    source = dy.String(description="where the row came from: path:row")
+    split = dy.Enum(["train", "eval"])
+    cluster_id = _identifier(description="near duplicates share one; a cluster is never split")
+    rubric = dy.String(nullable=True)
+
+    @dy.rule()
+    def ends_with_user_turn(cls) -> pl.Expr:
+        return pl.col("messages").list.last().struct.field("role") == "user"
+
+
+class RejectedRow(dy.Schema):
+    """A source row that was set aside, and why."""
+
+    source = _identifier(description="path:row")
+    row = dy.Int64(min=0, description="counted from 1; 0 where a whole file is meant")
+    reason = dy.String(description="missing_field, bad_type, not_utf8, no_user_turn, empty, exact_duplicate, ...")
+    field = dy.String(nullable=True)
+    found = dy.String(nullable=True)
+    expected = dy.String(nullable=True)
+
+
+class BatchEntry(dy.Schema):
+    """A prompt of this iteration and how many samples it gets."""
+
+    prompt_id = _identifier(primary_key=True)
+    position = dy.Int32(min=0, description="order within the batch: shards are runs of it")
+    samples = dy.Int32(min=1)
+    messages = dy.List(dy.Struct({"role": dy.String(), "content": dy.String()}), min_length=1)
+    answer = dy.String(nullable=True)
+    verifier = dy.Struct({"name": dy.String(), "params": dy.String()})
+    cluster_id = _identifier()
+    split = dy.Enum(["train", "eval"])
+
+
+class PromptUse(dy.Schema):
+    """How often a prompt was drawn so far: the history that `select` balances."""
+
+    prompt_id = _identifier(primary_key=True)
+    times_drawn = dy.Int32(min=0)
+    last_iteration = dy.Int32(min=0)
+
+
+class Rollout(dy.Schema):
+    """One sample of a policy on a prompt, with the engine's own log-probabilities."""
+
+    rollout_id = _identifier(primary_key=True)
+    prompt_id = _identifier()
+    sample_index = dy.Int32(min=0)
+    iteration = dy.Int32(min=0)
+    policy_id = _identifier(description="fingerprint of the policy artifact that was served")
+    prompt_token_ids = _tokens()
+    token_ids = _tokens()
+    logprobs = _logprobs()
+    text = dy.String()
+    finish_reason = dy.Enum(["stop", "length", "abort"])
+    engine = dy.String()
+    sampling = dy.String(description="JSON: temperature, top_p, top_k, max_tokens, seed")
+    created_at = dy.Datetime(time_unit="us", time_zone="UTC", metadata=CLOCK)
+
+    @dy.rule()
+    def one_logprob_per_token(cls) -> pl.Expr:
+        return pl.col("token_ids").list.len() == pl.col("logprobs").list.len()
+
+
+class Grade(dy.Schema):
+    """What one grader says of one rollout. A grader that fails leaves a failed row: never a zero."""
+
+    rollout_id = _identifier(primary_key=True)
+    grader = _identifier(primary_key=True)
+    grader_version = dy.String()
+    status = dy.Enum(["ok", "pending", "failed"])
+    score = dy.Float64(nullable=True)
+    passed = dy.Bool(nullable=True)
+    uncertainty = dy.Float64(nullable=True, min=0)
+    detail = dy.String(description="JSON object")
+    latency_s = dy.Float64(min=0, metadata=SECONDS)
+    policy_id = _identifier()
+
+    @dy.rule()
+    def score_only_when_ok(cls) -> pl.Expr:
+        return (pl.col("status") == "ok") == pl.col("score").is_not_null()
+
+
+class Reward(dy.Schema):
+    """The weighted composite of a rollout's grades."""
+
+    rollout_id = _identifier(primary_key=True)
+    reward = dy.Float64(nullable=True, description="null unless complete")
+    components = dy.List(dy.Struct({"name": dy.String(), "value": dy.Float64()}), description="score per grader")
+    complete = dy.Bool(description="every grader answered ok")
+
+    @dy.rule()
+    def reward_only_when_complete(cls) -> pl.Expr:
+        return pl.col("complete") == pl.col("reward").is_not_null()
+
+
+class Trajectory(dy.Schema):
+    """A rollout that will train, with its reward, advantage and weight."""
+
+    rollout_id = _identifier(primary_key=True)
+    group_id = _identifier(description="the prompt whose samples are compared with each other")
+    prompt_id = _identifier()
+    policy_id = _identifier()
+    prompt_token_ids = _tokens()
+    token_ids = _tokens()
+    logprobs = _logprobs()
+    temperature = dy.Float64(min_exclusive=0)
+    reward = dy.Float64()
+    advantage = dy.Float64()
+    weight = dy.Float64(min=0)
+    age = dy.Int32(min=0, metadata={"unit": "iteration"}, description="iterations since its policy")
+
+    @dy.rule()
+    def one_logprob_per_token(cls) -> pl.Expr:
+        return pl.col("token_ids").list.len() == pl.col("logprobs").list.len()
+
+
+class LedgerEntry(dy.Schema):
+    """The filter's decision on a rollout. The ledger holds every rollout, kept or dropped."""
+
+    rollout_id = _identifier(primary_key=True)
+    kept = dy.Bool()
+    rule = dy.String(description="the rule that dropped it, or 'kept'")
+    value = dy.Float64(nullable=True, description="what the rule measured")
+    threshold = dy.Float64(nullable=True, description="what the rule compared it with")
+
+
+class Preference(dy.Schema):
+    """Two answers to one prompt, the better one first."""
+
+    pair_id = _identifier(primary_key=True)
+    prompt_id = _identifier()
+    cluster_id = _identifier()
+    messages = dy.List(dy.Struct({"role": dy.String(), "content": dy.String()}), min_length=1)
+    chosen_rollout_id = dy.String(nullable=True)
+    rejected_rollout_id = dy.String(nullable=True)
+    chosen = dy.String()
+    rejected = dy.String()
+    source = dy.Enum(["human", "ai", "grader", "click", "counterexample"])
+    strength = dy.Float64(nullable=True, description="the margin between the two, in the source's own scale")
+    annotator = dy.String(nullable=True)
+    human_score_chosen = dy.Float64(nullable=True)
+    human_score_rejected = dy.Float64(nullable=True)
+    split = dy.Enum(["train", "eval"])
+
+    @dy.rule()
+    def answers_differ(cls) -> pl.Expr:
+        return pl.col("chosen") != pl.col("rejected")
+
+
+class EvaluatedPrompt(dy.Schema):
+    """How a policy did on one held-out prompt."""
+
+    prompt_id = _identifier(primary_key=True)
+    policy_id = _identifier()
+    samples = dy.Int32(min=1)
+    mean_score = dy.Float64()
+    best_score = dy.Float64()
+    worst_score = dy.Float64()
+    passed = dy.Int32(min=0, description="samples whose verifier passed them")
+
+
+class TrainingStep(dy.Schema):
+    """One metric of one optimizer step."""
+
+    step = dy.Int32(min=0, primary_key=True)
+    metric = _identifier(primary_key=True)
+    value = dy.Float64(allow_nan=True, allow_inf=True)
+
+
+class ScoredPair(dy.Schema):
+    """What a reward model says of a held-out pair."""
+
+    pair_id = _identifier(primary_key=True)
+    chosen_score = dy.Float64()
+    rejected_score = dy.Float64()
+
+
+RECORDS: dict[str, type[dy.Schema]] = {
+    "prompts": Prompt,
+    "rejected": RejectedRow,
+    "batch": BatchEntry,
+    "prompt_history": PromptUse,
+    "rollouts": Rollout,
+    "grades": Grade,
+    "rewards": Reward,
+    "trajectories": Trajectory,
+    "ledger": LedgerEntry,
+    "preferences": Preference,
+    "evaluation": EvaluatedPrompt,
+    "steps": TrainingStep,
+    "scored_pairs": ScoredPair,
+}
+RECORD_VERSION = 1
