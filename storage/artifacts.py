@@ -1,0 +1,177 @@
+"""Artifacts: immutable, named by their fingerprint, existing once their manifest does.
+
+Layout below a root: `artifacts/<stage>/<fingerprint>/<table>-00000-<attempt>.parquet`, other files as
+`<attempt>-<name>`, then `_manifest.json` last. A sharded stage first leaves `_shard-00003.json` per shard.
+"""
+
+import functools
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage import reader
+from storage.errors import InputError
+from storage.fingerprints import digest
+from storage.store import open_store
+
+MANIFEST = "_manifest.json"
+Frames = pl.DataFrame | Iterable[pl.DataFrame]
+
+
+class FileEntry(BaseModel):
+    """One stored file. `volatile` files (a page with durations in it) are no part of the content digest."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    rows: int | None = None
+    volatile: bool = False
+
+
+class TableEntry(BaseModel):
+    """One table of an artifact: its record, its Parquet files, and a digest of its rows without the clocks."""
+
+    record: str
+    record_version: int
+    rows: int
+    files: list[FileEntry]
+    content: str
+
+
+class Manifest(BaseModel):
+    """What an artifact holds and where it came from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    step: str
+    fingerprint: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str] = Field(description="argument -> artifact id")
+    seed: int | None
+    tables: dict[str, TableEntry]
+    files: dict[str, FileEntry]
+    metrics: dict[str, float]
+    facts: dict[str, Any] = Field(default_factory=dict, description="what a reader needs that is no table")
+    started_at: datetime
+    duration_s: float
+    attempt: str
+    campaign: str | None = None
+    iteration: int | None = None
+    git_commit: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+    prefect_flow_run_id: str | None = None
+    prefect_task_run_id: str | None = None
+    mlflow_run_id: str | None = None
+
+    @property
+    def content(self) -> str:
+        """A digest of all that the artifact holds, equal for two runs that made the same."""
+        tables = {name: entry.content for name, entry in self.tables.items()}
+        files = {name: entry.sha256 for name, entry in self.files.items() if not entry.volatile}
+        return digest([tables, files, self.facts])
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables."""
+        return sum(entry.rows for entry in self.tables.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        tables = sum(file.size_bytes for entry in self.tables.values() for file in entry.files)
+        return tables + sum(file.size_bytes for file in self.files.values())
+
+
+class Outputs:
+    """What a stage made: tables by the name of their record, files by name, and metrics to track."""
+
+    def __init__(
+        self,
+        *,
+        metrics: dict[str, float] | None = None,
+        files: dict[str, Path] | None = None,
+        volatile_files: dict[str, Path] | None = None,
+        facts: dict[str, Any] | None = None,
+        **tables: Frames,
+    ) -> None:
+        self.tables = tables
+        self.files = files or {}
+        self.volatile_files = volatile_files or {}
+        self.metrics = metrics or {}
+        self.facts = facts or {}
+
+
+class Artifact(BaseModel):
+    """A reference to an artifact: a few hundred bytes, passed between stages instead of rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    root: str
+    stage: str
+    fingerprint: str
+
+    @classmethod
+    def at(cls, root: str, artifact_id: str) -> "Artifact":
+        """The artifact that an id such as `rollouts/3f2a...` names below a root."""
+        stage, _, fingerprint = artifact_id.partition("/")
+        if not stage or not fingerprint:
+            raise InputError(f"artifact {artifact_id!r}: expected stage/fingerprint")
+        return cls(root=root, stage=stage, fingerprint=fingerprint)
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.fingerprint}"
+
+    @property
+    def folder(self) -> str:
+        """The artifact's path below the root."""
+        return f"artifacts/{self.stage}/{self.fingerprint}"
+
+    @property
+    def uri(self) -> str:
+        return open_store(self.root).uri(self.folder)
+
+    def exists(self) -> bool:
+        """Whether it was committed."""
+        return open_store(self.root).exists(f"{self.folder}/{MANIFEST}")
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """The manifest. Raises `InputError` when the artifact doesn't exist."""
+        try:
+            content = open_store(self.root).read(f"{self.folder}/{MANIFEST}")
+        except FileNotFoundError:
+            raise InputError(f"artifact {self.id}: not found below {self.root}") from None
+        return Manifest.model_validate_json(content)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.manifest.metrics
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """A lazy frame over a table, its files checked against the manifest's hashes and the record's schema."""
+        entry = self.manifest.tables.get(table)
+        if entry is None:
+            raise InputError(f"artifact {self.id} has no table {table!r}; it has {sorted(self.manifest.tables)}")
+        return reader.scan(self.root, self.folder, table, [(file.name, file.sha256) for file in entry.files])
+
+    def read(self, table: str) -> pl.DataFrame:
+        """A whole table in memory."""
+        return self.scan(table).collect()
+
+    def files_folder(self) -> Path:
+        """A local folder with checked copies of the artifact's other files, each under its own name."""
+        entries = self.manifest.files.items()
+        return reader.local_folder(self.root, self.folder, {name: (file.name, file.sha256) for name, file in entries})
+
+    def file(self, name: str) -> Path:
+        """A local, checked copy of one of the artifact's other files."""
+        if name not in self.manifest.files:
+            raise InputError(f"artifact {self.id} has no file {name!r}; it has {sorted(self.manifest.files)}")
+        return self.files_folder() / name

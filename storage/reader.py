@@ -1,0 +1,124 @@
+"""Reading tables and files: the schema is checked always, the hash on first read."""
+
+import hashlib
+import shutil
+import threading
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import CorruptArtifact
+from storage.fingerprints import digest
+from storage.home import home
+from storage.records import RECORDS
+from storage.store import open_store
+
+CHUNK_BYTES = 1 << 22
+_verified: set[tuple[str, int, int]] = set()
+_lock = threading.Lock()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scan(root: str, folder: str, table: str, files: list[tuple[str, str]]) -> pl.LazyFrame:
+    """A lazy frame over the Parquet files of one table.
+
+    `files` holds (name, expected SHA-256). Raises `CorruptArtifact` naming the file and, for a schema, the
+    column with what was expected and found.
+    """
+    record = RECORDS[table]
+    empty = record.create_empty()
+    if not files:
+        return empty.lazy()
+    paths = [checked_path(root, folder, name, sha256) for name, sha256 in files]
+    for path in paths:
+        _check_schema(path, table, empty.to_arrow().schema)
+    return pl.scan_parquet(paths).select(empty.columns)
+
+
+def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:
+    """A local path that holds the stored file, its hash checked once per process (and once per download)."""
+    store = open_store(root)
+    path = store.local_path(f"{folder}/{name}")
+    if path is None:
+        path = home() / "cache" / "objects" / sha256[:2] / f"{sha256}-{name}"
+        with _lock:
+            if not path.exists():
+                try:
+                    store.fetch(f"{folder}/{name}", path)
+                except FileNotFoundError:
+                    raise _missing(store.uri(f"{folder}/{name}")) from None
+    if not path.exists():
+        raise _missing(store.uri(f"{folder}/{name}"))
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    if key not in _verified:
+        found = sha256_of(path)
+        if found != sha256:
+            if not store.is_local:
+                path.unlink()
+            raise CorruptArtifact(
+                f"{store.uri(f'{folder}/{name}')}: SHA-256 expected {sha256}, found {found}. The file changed after it "
+                "was committed; restore it, or make it again with `posttrain rerun ... --force`."
+            )
+        _verified.add(key)
+    return path
+
+
+def _missing(uri: str) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"{uri}: expected by its manifest, not found. Restore it, or make it again with `posttrain rerun ... --force`."
+    )
+
+
+def local_folder(root: str, folder: str, files: dict[str, tuple[str, str]]) -> Path:
+    """A local folder with a checked copy of each file; `files` maps own name to (stored name, SHA-256)."""
+    target = home() / "cache" / "files" / digest(sorted(sha256 for _, sha256 in files.values()))
+    with _lock:
+        if target.exists():
+            return target
+    partial = target.with_name(f".{target.name}-{threading.get_ident()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for own_name, (stored_name, sha256) in files.items():
+        shutil.copy2(checked_path(root, folder, stored_name, sha256), partial / own_name)
+    with _lock:
+        if target.exists():
+            shutil.rmtree(partial)
+        else:
+            partial.rename(target)
+    return target
+
+
+def _check_schema(path: Path, table: str, expected: pa.Schema) -> None:
+    found = pq.read_schema(path)
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise CorruptArtifact(
+                f"{path}: column {field.name!r} of record {table!r}: expected {field.type}, found no such column "
+                f"among {found.names}. It was written by another version; make it again with `posttrain rerun --force`."
+            )
+        if not _same_type(found.field(index).type, field.type):
+            raise CorruptArtifact(
+                f"{path}: column {field.name!r} of record {table!r}: expected {field.type}, "
+                f"found {found.field(index).type}. Make it again with `posttrain rerun ... --force`."
+            )
+
+
+def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Equal, with string_view and dictionary spellings of one type taken as the same."""
+    return _plain(found) == _plain(expected)
+
+
+def _plain(kind: pa.DataType) -> str:
+    text = str(kind).replace("large_", "").replace("string_view", "string")
+    if pa.types.is_dictionary(kind):
+        return str(kind.value_type).replace("large_", "").replace("string_view", "string")
+    return text.replace("element: ", "item: ").replace(" not null", "")

@@ -1,0 +1,239 @@
+"""One root, a local folder or `s3://bucket/prefix`: bytes in, bytes out, and the conditional put.
+
+Credentials and the endpoint of S3 come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+`AWS_ENDPOINT_URL`, ...), never from a run file.
+"""
+
+import errno
+import functools
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import fsspec
+from fsspec.spec import AbstractFileSystem
+
+from storage.errors import InputError, StageFailed, StoreUnreachable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+
+
+def _named_errors(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn what fsspec and botocore raise into errors that say what to do."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        store = args[0]
+        assert isinstance(store, Store)
+        try:
+            return method(*args, **kwargs)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except PermissionError as error:
+            raise InputError(
+                f"{store.root}: the store refuses access ({error}). Check the credentials "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the folder's permissions."
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StageFailed(
+                    f"{store.root}: no space left. Free some (`posttrain gc`), then run again."
+                ) from error
+            if store.is_local:
+                raise
+            raise StoreUnreachable(_unreachable(store.root, error)) from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+                raise _named_botocore_error(store.root, error) from error
+            raise
+
+    return wrapped
+
+
+def _unreachable(root: str, error: Exception) -> str:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default AWS endpoint")
+    return f"{root}: the store can't be reached at {endpoint} ({error}). Is it up, and is AWS_ENDPOINT_URL right?"
+
+
+def _named_botocore_error(root: str, error: Exception) -> Exception:
+    name = type(error).__name__
+    if "Credential" in name:
+        return InputError(f"{root}: no S3 credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    if name in ("ParamValidationError", "InvalidEndpoint"):
+        return InputError(f"{root}: {error}. Expected s3://bucket/prefix.")
+    return StoreUnreachable(_unreachable(root, error))
+
+
+class Store:
+    """Reads and writes below one root. Paths are relative to it, with forward slashes."""
+
+    def __init__(self, root: str) -> None:
+        self.is_local = "://" not in root or root.startswith("file://")
+        if self.is_local:
+            self.root = str(Path(root.removeprefix("file://")).absolute())
+            self._fs: AbstractFileSystem = fsspec.filesystem("file")
+            self._base = self.root
+        elif root.startswith("s3://") and root.removeprefix("s3://").strip("/"):
+            self.root = root.rstrip("/")
+            self._base = self.root.removeprefix("s3://")
+            self._fs = _s3_filesystem(os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_ACCESS_KEY_ID"))
+        else:
+            raise InputError(f"root {root!r}: expected a folder or s3://bucket/prefix")
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}"
+
+    def uri(self, path: str) -> str:
+        """The address of a path, as other programs take it."""
+        return f"{self.root}/{path}"
+
+    @_named_errors
+    def check(self) -> None:
+        """Raise `InputError` or `StoreUnreachable` unless the root can be written: a probe is put and removed."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            if self.is_local:
+                Path(self._base).mkdir(parents=True, exist_ok=True)
+            self._fs.pipe_file(self._full(probe), b"probe")
+            self._fs.rm_file(self._full(probe))
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            what = "a folder can't be made there" if self.is_local else "there is no such bucket; create it"
+            raise InputError(f"root {self.root}: {what} ({error})") from error
+
+    @_named_errors
+    def read(self, path: str) -> bytes:
+        """The bytes at a path. Raises `FileNotFoundError`."""
+        return bytes(self._fs.cat_file(self._full(path)))
+
+    @_named_errors
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at the path, asked of the store and not of a listing cache."""
+        self._fs.invalidate_cache(self._fs._parent(self._full(path)))
+        return bool(self._fs.isfile(self._full(path)))
+
+    @_named_errors
+    def names(self, folder: str) -> list[str]:
+        """The names right below a folder, sorted; none when it doesn't exist."""
+        self._fs.invalidate_cache(self._full(folder))
+        try:
+            return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._full(folder), False))
+        except FileNotFoundError:
+            return []
+
+    @_named_errors
+    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Every file below a folder: its path relative to the root, and its size in bytes."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self._full(folder), detail=True)
+        return iter([(str(name)[len(self._base) + 1 :], int(entry["size"])) for name, entry in found.items()])
+
+    @_named_errors
+    def write(self, path: str, content: bytes) -> None:
+        """Put bytes, whole or not at all, over what was there."""
+        if not self.is_local:
+            self._fs.pipe_file(self._full(path), content)
+            return
+        temporary = self._temporary(path, content)
+        temporary.replace(self._full(path))
+
+    @_named_errors
+    def create(self, path: str, content: bytes) -> bool:
+        """Put bytes unless the path exists; of two writers one gets True. S3: `If-None-Match: *`."""
+        if self.is_local:
+            temporary = self._temporary(path, content)
+            try:
+                os.link(temporary, self._full(path))
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            return True
+        try:
+            self._fs.pipe_file(self._full(path), content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # 412: somebody's is there. It may be ours, when a put was retried after a lost answer.
+            return self.read(path) == content
+        return True
+
+    @_named_errors
+    def put_file(self, source: Path, path: str) -> None:
+        """Move a finished local file into the store; the source is gone afterwards."""
+        if self.is_local:
+            target = Path(self._full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            shutil.move(source, temporary)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(target)
+        else:
+            self._fs.put_file(str(source), self._full(path))
+            source.unlink()
+
+    @_named_errors
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy a stored file to a local path, whole or not at all."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        self._fs.get_file(self._full(path), str(temporary))
+        temporary.replace(target)
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the file lies on this machine, if the root is local."""
+        return Path(self._full(path)) if self.is_local else None
+
+    @_named_errors
+    def remove(self, path: str) -> None:
+        """Remove one file; nothing happens when it is gone already."""
+        try:
+            self._fs.rm_file(self._full(path))
+        except FileNotFoundError:
+            return
+
+    def _temporary(self, path: str, content: bytes) -> Path:
+        target = Path(self._full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+
+@functools.lru_cache(maxsize=8)
+def _s3_filesystem(endpoint_url: str | None, key: str | None) -> AbstractFileSystem:
+    """One connection pool per endpoint and key."""
+    return fsspec.filesystem(
+        "s3",
+        endpoint_url=endpoint_url,
+        key=key,
+        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+        },
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def open_store(root: str) -> Store:
+    """The store at a root, one per process."""
+    return Store(root)
