@@ -34,7 +34,7 @@ def validate(table: str, frame: pl.DataFrame) -> pl.DataFrame:
         counts = ", ".join(f"{rule}: {count}" for rule, count in failures.counts().items())
         first = failures.invalid().row(0, named=True)
         shown = {name: str(value)[:60] for name, value in first.items()}
-        raise InputError(
+        raise StageFailed(
             f"record {table!r}: {len(failures)} of {len(frame)} rows break its rules ({counts}); first {shown}"
         )
     return pl.DataFrame(valid)
@@ -55,7 +55,7 @@ class ArtifactWriter:
     def add_table(self, table: str, frames: Frames) -> None:
         """Validate and store a table, frame by frame."""
         if table not in RECORDS:
-            raise InputError(
+            raise StageFailed(
                 f"stage {self.artifact.stage} made a table {table!r}; storage/records.py has {list(RECORDS)}"
             )
         name = f"{table}-{self._part:05d}-{self.attempt}.parquet"

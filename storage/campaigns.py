@@ -1,0 +1,132 @@
+"""A campaign: the committed state after each iteration, and the launches that made them.
+
+`campaigns/<name>/iterations/00003.json` is written once, conditionally: two runners can't both be iteration 3.
+`campaigns/<name>/launches/<launch_id>.json` holds the configuration that a launch ran under.
+"""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.artifacts import Artifact
+from storage.errors import CampaignConflict, InputError
+from storage.store import open_store
+
+
+class State(BaseModel):
+    """What iteration k leaves to iteration k + 1: ids of artifacts (`stage/fingerprint`), nothing else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    campaign: str
+    iteration: int = Field(ge=0, description="iterations done; 0 is the state before the first")
+    policy: str
+    champion: str
+    reward_model: str | None = None
+    prompt_history: str | None = None
+    pending_grades: str | None = None
+    replay: str | None = None
+    champion_evaluation: str = Field(description="the champion's scores on the held-out prompts")
+    steps: dict[str, str] = Field(default_factory=dict, description="step -> artifact that it made or found")
+    launch_id: str = ""
+    committed_at: datetime | None = None
+    mlflow_run_id: str | None = None
+
+
+class Launch(BaseModel):
+    """One `posttrain run`: its configuration and where to watch it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    launch_id: str
+    campaign: str
+    started_at: datetime
+    config: dict[str, Any]
+    prefect_flow_run_id: str | None = None
+    mlflow_run_id: str | None = None
+
+
+def new_launch_id() -> str:
+    """An id that sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+class Campaign:
+    """The committed states and the launches of one campaign below a root."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root = root
+        self.name = name
+        self._store = open_store(root)
+        self._folder = f"campaigns/{name}"
+
+    def exists(self) -> bool:
+        """Whether anything was ever launched under this name."""
+        return bool(self.launch_ids())
+
+    def iterations(self) -> list[int]:
+        """The committed iterations, ascending."""
+        names = self._store.names(f"{self._folder}/iterations")
+        return sorted(int(name.removesuffix(".json")) for name in names if name[:1].isdigit())
+
+    def state(self, iteration: int) -> State:
+        """The state after an iteration. Raises `InputError` when it isn't committed."""
+        try:
+            content = self._store.read(self._path(iteration))
+        except FileNotFoundError:
+            committed = self.iterations()
+            raise InputError(
+                f"campaign {self.name!r}: iteration {iteration} isn't committed below {self.root}; only {committed}"
+            ) from None
+        return State.model_validate_json(content)
+
+    def last_state(self) -> State | None:
+        """The newest committed state."""
+        committed = self.iterations()
+        return self.state(committed[-1]) if committed else None
+
+    def commit(self, state: State) -> State:
+        """Commit a state. Raises `CampaignConflict` when another runner committed that iteration first."""
+        stamped = state.model_copy(update={"committed_at": datetime.now(UTC)})
+        if not self._store.create(self._path(state.iteration), stamped.model_dump_json(indent=1).encode()):
+            winner = self.state(state.iteration)
+            raise CampaignConflict(
+                f"campaign {self.name!r}: iteration {state.iteration} was committed by launch {winner.launch_id} at "
+                f"{winner.committed_at:%Y-%m-%d %H:%M:%S} UTC, while this launch ({state.launch_id}) worked on it. "
+                "Nothing is lost: what this launch made stays in the store. Let the other one go on, or run again to "
+                "continue after it."
+            )
+        return stamped
+
+    def record_launch(self, launch: Launch) -> None:
+        """Write down what a launch runs."""
+        path = f"{self._folder}/launches/{launch.launch_id}.json"
+        self._store.create(path, launch.model_dump_json(indent=1).encode())
+
+    def launch_ids(self) -> list[str]:
+        """The launches so far, oldest first."""
+        return [name.removesuffix(".json") for name in self._store.names(f"{self._folder}/launches")]
+
+    def launch(self, launch_id: str | None = None) -> Launch:
+        """A launch, the newest by default."""
+        known = self.launch_ids()
+        if not known:
+            raise InputError(
+                f"campaign {self.name!r}: nothing was launched below {self.root}; known: {names(self.root)}"
+            )
+        path = f"{self._folder}/launches/{launch_id or known[-1]}.json"
+        return Launch.model_validate_json(self._store.read(path))
+
+    def artifact(self, artifact_id: str) -> Artifact:
+        """The artifact of an id that a state holds."""
+        return Artifact.at(self.root, artifact_id)
+
+    def _path(self, iteration: int) -> str:
+        return f"{self._folder}/iterations/{iteration:05d}.json"
+
+
+def names(root: str) -> list[str]:
+    """The campaigns below a root."""
+    return open_store(root).names("campaigns")
