@@ -1,0 +1,48 @@
+"""What passes between the readers and the rest of `curate`: a row with its origin, or why there is none."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from storage.records import RejectedRow
+
+EXCERPT_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """A source row: `source` is the file, `row` counts from 1."""
+
+    source: str
+    row: int
+    fields: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that was set aside: the fields of `storage.records.RejectedRow`, `source` still without the row."""
+
+    source: str
+    row: int
+    reason: str
+    field: str | None = None
+    found: str | None = None
+    expected: str | None = None
+
+    def __str__(self) -> str:
+        named = f", field {self.field!r}" if self.field else ""
+        return f"{self.source}:{self.row}{named}: {self.reason}, found {self.found}, expected {self.expected}"
+
+
+def excerpt(value: object) -> str:
+    """At most 120 printable characters of a value, for a message."""
+    text = repr(value)
+    text = text if len(text) <= EXCERPT_LENGTH else text[: EXCERPT_LENGTH - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def rejected_frame(rejections: list[Rejection]) -> pl.DataFrame:
+    """The rejections as a `RejectedRow` frame, in their order."""
+    rows = [asdict(rejection) | {"source": f"{rejection.source}:{rejection.row}"} for rejection in rejections]
+    return pl.DataFrame(rows, schema=RejectedRow.create_empty().schema)
