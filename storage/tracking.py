@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from storage.artifacts import Artifact
+from storage.artifacts import Artifact, Manifest
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,17 +82,35 @@ class Tracker:
         for start in range(0, len(batch), 1000):
             self._client.log_batch(run_id, metrics=batch[start : start + 1000])
 
-    def log_steps(self, run_id: str, prefix: str, steps: pl.DataFrame) -> None:
-        """Log a table of training steps (record `steps`) as metric histories `prefix/metric`."""
+    def log_stage(
+        self, run_id: str, artifact: Artifact, manifest: Manifest, step: str, inputs: Mapping[str, Artifact]
+    ) -> str | None:
+        """Log what a stage made: its metrics and seconds, its training steps, its inputs as datasets.
+
+        Returns what went wrong, if MLflow didn't take it: the manifest holds the same, so a stage doesn't fail for it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            iteration = manifest.iteration or 0
+            self.log_metrics(run_id, step, {**manifest.metrics, "seconds": manifest.duration_s}, iteration)
+            if "steps" in manifest.tables:
+                self._log_steps(run_id, step, artifact.read("steps"))
+            self._log_inputs(run_id, step, inputs)
+        except MlflowException as error:
+            return str(error).splitlines()[0][:200]
+        return None
+
+    def _log_steps(self, run_id: str, prefix: str, steps: pl.DataFrame) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        batch = [Metric(f"{prefix}/{row['metric']}", row["value"], now, row["step"]) for row in steps.to_dicts()]
+        batch = [Metric(f"{prefix}/step/{row['metric']}", row["value"], now, row["step"]) for row in steps.to_dicts()]
         for start in range(0, len(batch), 1000):
             self._client.log_batch(run_id, metrics=batch[start : start + 1000])
 
-    def log_inputs(self, run_id: str, context: str, inputs: Mapping[str, Artifact]) -> None:
-        """Log artifacts as datasets: the fingerprint is the digest, the URI the source."""
+    def _log_inputs(self, run_id: str, context: str, inputs: Mapping[str, Artifact]) -> None:
+        """The fingerprint is the digest, the artifact's URI the source."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = [
@@ -107,7 +125,8 @@ class Tracker:
             )
             for argument, artifact in inputs.items()
         ]
-        self._client.log_inputs(run_id, datasets)
+        if datasets:
+            self._client.log_inputs(run_id, datasets)
 
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Attach a file to a run."""
