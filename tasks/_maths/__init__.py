@@ -1,0 +1,1 @@
+"""Formulas that stages share: arrays and tensors in, the same out. Imports none of our rooms."""

@@ -1,0 +1,1 @@
+"""What both trainers share: packing, log-probabilities, LoRA, the update loop, checkpoints, the scalar head."""

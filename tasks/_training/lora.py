@@ -1,0 +1,96 @@
+"""Models that train: a frozen base with a LoRA adapter in float32, loaded and saved as safetensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from storage.errors import InputError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """A fresh adapter's form. `targets` names modules, or is "all-linear": every linear layer but the output's."""
+
+    rank: int
+    alpha: int
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto` means here, or the one that is named. Raises `InputError` when it isn't there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: no CUDA device here; expected auto or cpu")
+    return torch.device(name)
+
+
+def load_causal_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
+    """A frozen causal language model from a folder with safetensors."""
+    return _load(AutoModelForCausalLM, folder, dtype, device)
+
+
+def load_headless_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
+    """The same model without its output projection: hidden states only."""
+    return _load(AutoModel, folder, dtype, device)
+
+
+def attach_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> PeftModel:
+    """The model with a fresh adapter: A is random by `seed`, B is zero, so nothing has changed yet."""
+    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=0.0, target_modules=targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def load_lora(model: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
+    """The model with an adapter that `save_lora` wrote."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{folder}: no {ADAPTER_WEIGHTS}; expected a LoRA adapter in PEFT's format")
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def save_lora(model: PeftModel, folder: Path) -> list[Path]:
+    """Writes the adapter in PEFT's format, which vLLM reads too; returns the files.
+
+    Not by `save_pretrained`, which writes the base model's path and an unordered set into the configuration:
+    equal adapters have equal bytes here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": "", "inference_mode": True}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, default=_plain) + "\n")
+    return [folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that an optimizer may change, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _load(factory: Any, folder: Path, dtype: str, device: torch.device) -> nn.Module:
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: no *.safetensors; expected a model folder with weights")
+    config = AutoConfig.from_pretrained(folder)
+    config.use_cache = False
+    model = factory.from_pretrained(folder, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def _plain(value: Any) -> Any:
+    """Sets as sorted lists, enumerations by their value."""
+    return sorted(value) if isinstance(value, set | frozenset) else getattr(value, "value", str(value))
