@@ -15,7 +15,7 @@ LINE_ENDS = re.compile(r"[^\S\n]+$", re.MULTILINE)
 EMPTY_LINES = re.compile(r"\n{3,}")
 
 
-class UnusableField(Exception):  # noqa: N818 a finding about a row, turned into a Rejection
+class UnusableField(Exception):
     """What is wrong with one field of one row."""
 
     def __init__(self, reason: str, field: str, found: object, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 
@@ -24,18 +25,22 @@ def build_pool(
 
     Raises `InputError` for an unreadable source, too many bad rows, an empty pool, or a split that can't be made.
     """
-    prompts, rejections = [], []
+    prompts: list[dict[str, Any]] = []
+    rejections: list[Rejection] = []
     for done, source in enumerate(config.sources, start=1):
         for row in read_source(source, seed):
             prompt = row if isinstance(row, Rejection) else prompt_of_row(row, source)
-            (rejections if isinstance(prompt, Rejection) else prompts).append(prompt)
+            if isinstance(prompt, Rejection):
+                rejections.append(prompt)
+            else:
+                prompts.append(prompt)
         if progress is not None:
             progress(done, len(config.sources), "sources")
     _limit_rejections(len(prompts), rejections, config.max_rejected_fraction)
     prompts, duplicates = set_aside_exact(prompts)
     if not prompts:
-        names = ", ".join(source.path or str(source.generator) for source in config.sources)
-        raise InputError(f"the prompt set is empty: {names} hold no row; add rows or correct the sources' paths")
+        where = ", ".join(source.path or str(source.generator) for source in config.sources)
+        raise InputError(f"the prompt set is empty: {where} hold no row; add rows or correct the sources' paths")
     documents = [shingles(prompt["messages"]) for prompt in prompts]
     clusters = cluster_near_duplicates(documents, config.near_duplicate_threshold)
     names = cluster_ids([prompt["prompt_id"] for prompt in prompts], clusters)

@@ -60,7 +60,7 @@ def check_sources(config: CurateConfig) -> None:
 
 def source_digests(config: CurateConfig) -> dict[str, str]:
     """File -> digest of its content, for every file that the sources read: part of the stage's fingerprint."""
-    digests = {}
+    digests: dict[str, str] = {}
     for source in config.sources:
         if source.generator is not None:
             digests |= resolve_generator(source.generator).digests(source.params)

@@ -38,6 +38,11 @@ def draw(
     return batch_of(drawn, config.samples_per_prompt), after.select(PromptUse.column_names())
 
 
+def iteration_after(history: pl.DataFrame | None) -> int:
+    """The iteration that follows a history, counted from 1: it depends on the inputs alone, not on the clock."""
+    return 1 if history is None or history.is_empty() else 1 + int(history["last_iteration"].to_numpy().max())
+
+
 def held_out(prompts: pl.DataFrame, config: EvalSelectConfig, seed: int) -> pl.DataFrame:
     """The fixed `BatchEntry` frame of held-out prompts. Raises `InputError` when there are too few."""
     pool = prompts.filter(pl.col("split") == "eval")

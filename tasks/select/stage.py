@@ -1,18 +1,16 @@
 """The stage `select`: the pool -> this iteration's batch, or the fixed held-out batch."""
 
 from storage.artifacts import Artifact, Outputs
-from tasks._stage import StageContext, stage
+from tasks._stage import stage
 from tasks.select.config import EvalSelectConfig, SelectConfig
-from tasks.select.draw import draw, held_out
+from tasks.select.draw import draw, held_out, iteration_after
 
 
 @stage("select", version=1)
-def select(
-    prompts: Artifact, history: Artifact | None, config: SelectConfig, *, seed: int, context: StageContext
-) -> Outputs:
+def select(prompts: Artifact, history: Artifact | None, config: SelectConfig, *, seed: int) -> Outputs:
     """This iteration's batch, and how often each prompt was drawn including it."""
     used = history.read("prompt_history") if history is not None else None
-    batch, after = draw(prompts.read("prompts"), used, config, context.iteration, seed)
+    batch, after = draw(prompts.read("prompts"), used, config, iteration_after(used), seed)
     metrics = {
         "prompts": float(len(batch)),
         "rollouts": float(batch["samples"].sum()),

@@ -1,0 +1,25 @@
+"""The stage `filtering`: rollouts and rewards -> trajectories with advantages, and the ledger."""
+
+import polars as pl
+
+from storage.artifacts import Artifact, Outputs
+from tasks._stage import StageContext, stage
+from tasks.filtering.config import FilteringConfig
+from tasks.filtering.trajectories import decide, filter_metrics, ledger_of, trajectories_of
+
+
+@stage("filtering", version=1)
+def filter_rollouts(
+    rollouts: Artifact, rewards: Artifact, config: FilteringConfig, *, context: StageContext
+) -> Outputs:
+    """What will train, and for every rollout whether it is kept, by which rule, at what value."""
+    sampled = rollouts.scan("rollouts")
+    decided = decide(sampled, rewards.scan("rewards"), config)
+    newest = sampled.select(pl.col("iteration").max()).collect().item()
+    metrics = filter_metrics(decided)
+    context.log.info("filtering: %d of %d rollouts kept", metrics["kept"], len(decided))
+    return Outputs(
+        metrics=metrics,
+        trajectories=trajectories_of(sampled, decided, newest),
+        ledger=ledger_of(decided),
+    )

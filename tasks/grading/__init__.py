@@ -1,0 +1,1 @@
+"""Grades of rollouts by verifiers and reward models, and their weighted composite."""
