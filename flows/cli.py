@@ -1,0 +1,130 @@
+"""The command `posttrain`. Heavy packages are imported by the commands that need them."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows import inspect_commands
+from flows.config import RunConfig, load_config
+from flows.environment import embedded
+from storage.errors import CampaignConflict, InputError, PosttrainError
+from storage.home import home
+
+DONE, BAD_INPUT, STAGE_FAILED, CONFLICT = 0, 2, 3, 4
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+inspect_commands.register(app)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigFile = Annotated[Path, typer.Argument(help="run file in YAML, such as deployments/quickstart.yaml")]
+Root = Annotated[str | None, typer.Option(help="folder or s3://bucket/prefix of the artifacts")]
+Iterations = Annotated[int | None, typer.Option(help="iterations to have in the end")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, over the run file; may be repeated")]
+Seed = Annotated[int | None, typer.Option(help="seed of everything that is drawn")]
+
+
+@app.callback()
+def describe() -> None:
+    """Post-training that gets better every night: curate, roll out, grade, filter, train, evaluate, in a loop."""
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    root: Root = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    seed: Seed = None,
+) -> None:
+    """Validate a run file, resolve it and print the plan. Nothing is run."""
+    from flows.plan import print_plan
+
+    print_plan(_configured(config, root, iterations, settings, seed), console)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run file, for editors."""
+    import json
+
+    console.print_json(json.dumps(RunConfig.model_json_schema()))
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    root: Root = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    seed: Seed = None,
+) -> None:
+    """Run a campaign to its number of iterations, from wherever it was left."""
+    checked = _configured(config, root, iterations, settings, seed)
+    embedded(home())
+    from flows.plan import check_inputs
+    from flows.summary import print_summary
+
+    check_inputs(checked)
+    from flows.post_training import post_training
+
+    state = post_training(checked)
+    print_summary(checked, state, console)
+
+
+@app.command()
+def rerun(
+    campaign: Annotated[str, typer.Argument(help="name of the campaign")],
+    iteration: Annotated[int, typer.Argument(help="the iteration, from 1; 0 is the base model's evaluation")],
+    stage: Annotated[str, typer.Argument(help="the stage, such as grading or evaluation-rollouts")],
+    force: Annotated[bool, typer.Option("--force", help="make it again though it exists")] = False,
+    root: Root = None,
+) -> None:
+    """Run a single stage of an iteration again, and nothing else."""
+    embedded(home())
+    from flows.rerun_stage import rerun_stage
+
+    console.print(rerun_stage(campaign, iteration, stage, force, root))
+
+
+def _configured(
+    path: Path, root: str | None, iterations: int | None, settings: list[str] | None, seed: int | None
+) -> RunConfig:
+    options: dict[str, Any] = {"root": root, "iterations": iterations, "seed": seed}
+    return load_config(path, settings, {key: value for key, value in options.items() if value is not None})
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run the command line; each kind of failure gets one clear line and its exit code."""
+    try:
+        command()
+    except InputError as error:
+        return _say(error, BAD_INPUT)
+    except CampaignConflict as error:
+        return _say(error, CONFLICT)
+    except PosttrainError as error:
+        return _say(error, STAGE_FAILED)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        errors.print("stopped; what was committed stays, run again to continue")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the outermost boundary: anything else is a stage's failure
+        traceback.print_exc()
+        return _say(error, STAGE_FAILED)
+    return DONE
+
+
+def _say(error: BaseException, code: int) -> int:
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", [])[:1])
+    errors.print(f"posttrain: {error}{where}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def main() -> None:
+    """The entry point of the command `posttrain`."""
+    sys.exit(guarded(app))

@@ -1,0 +1,192 @@
+"""One YAML file is one run: the whole configuration, composed of the stages' own.
+
+Loading reaches no engine and no trainer, so checking a run file takes a second.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from storage.config_base import StrictConfig, unhashed
+from storage.errors import InputError
+from storage.home import home
+from tasks.curate.config import CurateConfig
+from tasks.evaluation.config import EvaluationConfig
+from tasks.filtering.config import FilteringConfig
+from tasks.grading.config import GradingConfig
+from tasks.policy_update.config import PolicyUpdateConfig
+from tasks.preferences.config import PreferencesConfig
+from tasks.report.config import ReportConfig
+from tasks.reward_model.config import RewardModelConfig
+from tasks.rollouts.config import RolloutsConfig
+from tasks.select.config import EvalSelectConfig, SelectConfig
+
+ROOT_VARIABLE = "POSTTRAIN_ROOT"
+CAMPAIGN_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+class ModelConfig(StrictConfig):
+    """The base model: the policy before the first iteration, and the reference of the KL penalty."""
+
+    path: str = Field(description="folder of safetensors, GGUF file, or package:NAME for one inside a Python package")
+
+
+class HeldOutConfig(StrictConfig):
+    """The evaluation of each new policy: the held-out batch, and the verdict."""
+
+    select: EvalSelectConfig = Field(default_factory=EvalSelectConfig)
+    verdict: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+
+class TrackingConfig(StrictConfig):
+    """Where the run is tracked."""
+
+    uri: str | None = Field(None, description="MLflow; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder")
+    experiment: str = Field("posttrain", min_length=1, description="MLflow experiment")
+
+
+class RunConfig(StrictConfig):
+    """A run: what is trained on what, for how many iterations, and where everything goes."""
+
+    campaign: Annotated[str, Field(pattern=CAMPAIGN_PATTERN, description="names the states that iterations commit")]
+    root: str | None = Field(None, description="folder or s3://bucket/prefix; default: $POSTTRAIN_ROOT, else the home")
+    iterations: int = Field(1, ge=1, description="iterations to have in the end; those committed aren't repeated")
+    iterations_per_run: int | None = Field(None, ge=1, description="instead: this many more with every run (nightly)")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    curate: CurateConfig
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    rollouts: RolloutsConfig = Field(default_factory=RolloutsConfig)
+    grading: GradingConfig
+    filtering: FilteringConfig = Field(default_factory=FilteringConfig)
+    preferences: PreferencesConfig = Field(default_factory=PreferencesConfig)
+    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig)
+    policy_update: PolicyUpdateConfig = Field(default_factory=PolicyUpdateConfig)
+    evaluation: HeldOutConfig = Field(default_factory=HeldOutConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    stage_timeout_s: float = unhashed(4 * 3600.0, "longest that one stage may take, in seconds", gt=0)
+
+    def resolved_root(self) -> str:
+        """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""
+        return self.root or default_root()
+
+    def tracking_uri(self) -> str:
+        """MLflow's address: the file's, else `$MLFLOW_TRACKING_URI`, else SQLite in the home folder."""
+        return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def default_root() -> str:
+    """The root where none is named: `$POSTTRAIN_ROOT`, else `store` in the home folder."""
+    return os.environ.get(ROOT_VARIABLE) or str(home() / "store")
+
+
+def load_config(path: Path, overrides: list[str] | None = None, changes: dict[str, Any] | None = None) -> RunConfig:
+    """The run file with `--set key=value` overrides and the values of other options.
+
+    Raises `InputError` naming the file, the key, what was expected and found, and the nearest known key.
+    """
+    document = _read_yaml(path)
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {override!r}: expected key=value, for example rollouts.sampling.max_tokens=64")
+        _assign(document, key.split("."), _parse(text, f"--set {key}"))
+    document |= changes or {}
+    return parse_config(document, str(path))
+
+
+def parse_config(document: dict[str, Any], where: str) -> RunConfig:
+    """A validated configuration from plain values; `where` names their origin in errors."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise InputError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = _parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        beside = sorted(str(found) for found in path.parent.glob("*.yaml")) if path.parent.exists() else []
+        raise InputError(f"{path}: no such run file. Here: {', '.join(beside) or 'no .yaml file'}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, expected a run file in YAML") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values, found {type(document).__name__}")
+    return document
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def _assign(document: dict[str, Any], keys: list[str], value: Any) -> None:
+    inner: Any = document
+    for depth, key in enumerate(keys):
+        where = ".".join(keys[:depth]) or "the file"
+        index: Any = key
+        if isinstance(inner, list):
+            if not key.isdigit() or int(key) >= len(inner):
+                raise InputError(
+                    f"--set {'.'.join(keys)}: {where} is a list of {len(inner)}, expected an index below that"
+                )
+            index = int(key)
+        elif not isinstance(inner, dict):
+            raise InputError(f"--set {'.'.join(keys)}: {where} is {inner!r}, expected a mapping")
+        if depth == len(keys) - 1:
+            inner[index] = value
+        else:
+            inner = inner[index] if isinstance(inner, list) else inner.setdefault(key, {})
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "the file"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {key!r}, {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, found {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] | None = RunConfig
+    for part in location:
+        if part.isdigit():
+            continue
+        if model is None or part not in model.model_fields:
+            return []
+        model = _model_within(model.model_fields[part].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:
+    """The configuration model in an annotation such as `list[SourceConfig]` or `X | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is not None:
+        for inner in get_args(annotation):
+            found = _model_within(inner)
+            if found:
+                return found
+    return None

@@ -1,0 +1,190 @@
+"""One iteration: from the state after k iterations to the state after k + 1. This file is the pipeline."""
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact
+
+from flows.config import RunConfig
+from flows.launches import LaunchContext, launched, tracked_iteration
+from storage.artifacts import Artifact
+from storage.campaigns import Campaign, State
+from storage.fingerprints import derive_seed
+from storage.policies import base_of, register_base
+from storage.tracking import Tracker
+from tasks._stage import RunContext
+from tasks.curate.stage import curate
+from tasks.evaluation.stage import evaluate
+from tasks.filtering.stage import filter_rollouts
+from tasks.grading.stage import grade
+from tasks.policy_update.stage import update
+from tasks.preferences.stage import collect_preferences
+from tasks.report.stage import report
+from tasks.reward_model.stage import train
+from tasks.rollouts.stage import generate
+from tasks.select.stage import select, select_held_out
+
+FIRST = 0
+REPORTED_ITERATIONS = 60
+
+
+@flow(name="iteration", flow_run_name="{config.campaign} after {state.iteration}", persist_result=True, retries=0)
+def iteration(state: State, config: RunConfig, launch: LaunchContext | None = None) -> State:
+    """Make one iteration on top of a committed state and commit the next state.
+
+    Every stage whose artifact exists is found instead of run. Raises `CampaignConflict` when another runner
+    commits the same iteration first. Without `launch` this is a launch of its own.
+    """
+    if launch is None:
+        with launched(config) as own:
+            return _iterate(state, config, own)
+    return _iterate(state, config, launch)
+
+
+def _iterate(state: State, config: RunConfig, launch: LaunchContext) -> State:
+    with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as (run, tracker):
+        pool = curate(config=config.curate, seed=config.seed)
+        after = take_steps(state, config, run, pool)
+        committed = Campaign(run.root, config.campaign).commit(after.model_copy(update={"launch_id": launch.launch_id}))
+        publish(committed, run, tracker)
+    return committed
+
+
+def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact) -> State:
+    """The stages of one iteration, in order. Gives the state to commit."""
+    k = run.iteration
+    policy, champion = Artifact.at(run.root, state.policy), Artifact.at(run.root, state.champion)
+    reward_model = _optional(run, state.reward_model)
+
+    drawn = select(
+        prompts=pool,
+        history=_optional(run, state.prompt_history),
+        config=config.select,
+        seed=derive_seed(config.seed, k, "select"),
+    )
+    rollouts = generate(
+        batch=drawn, policy=policy, config=config.rollouts, seed=derive_seed(config.seed, k, "rollouts")
+    )
+    graded = grade(
+        rollouts=rollouts,
+        batch=drawn,
+        reward_model=reward_model,
+        config=config.grading.active(k, reward_model is not None),
+    )
+    kept = filter_rollouts(rollouts=rollouts, rewards=graded, config=config.filtering)
+    pairs = collect_preferences(
+        rollouts=rollouts,
+        rewards=graded,
+        batch=drawn,
+        config=config.preferences,
+        seed=derive_seed(config.seed, "preferences"),
+    )
+    if config.reward_model.due(k):
+        reward_model = train(
+            preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
+        )
+    challenger = update(
+        trajectories=kept, policy=policy, config=config.policy_update, seed=derive_seed(config.seed, k, "update")
+    )
+    scored = score_held_out(challenger, _champion_scores(state, champion, config, run, pool), config, pool)
+    promoted = bool(scored.metrics["promoted"])
+    after = State(
+        campaign=config.campaign,
+        iteration=k,
+        policy=challenger.id,
+        champion=challenger.id if promoted else champion.id,
+        champion_evaluation=scored.id if promoted else state.champion_evaluation,
+        reward_model=reward_model.id if reward_model else None,
+        prompt_history=drawn.id,
+        mlflow_run_id=run.mlflow_run_id,
+        steps=dict(run.steps or {}),
+    )
+    report(history=_history(after, run), config=config.report)
+    return after.model_copy(update={"steps": dict(run.steps or {})})
+
+
+def score_held_out(
+    policy: Artifact, champion_scores: Artifact | None, config: RunConfig, pool: Artifact, name: str = "evaluation"
+) -> Artifact:
+    """Sample a policy on the held-out prompts, grade by the verifiers alone, and judge it against the champion."""
+    held_out = select_held_out(
+        prompts=pool, config=config.evaluation.select, seed=derive_seed(config.seed, "held-out"), step=f"{name}-select"
+    )
+    seed = derive_seed(config.seed, "evaluation")
+    rollouts = generate(batch=held_out, policy=policy, config=config.rollouts, seed=seed, step=f"{name}-rollouts")
+    graded = grade(
+        rollouts=rollouts,
+        batch=held_out,
+        reward_model=None,
+        config=config.grading.active(1, has_reward_model=False),
+        step=f"{name}-grading",
+    )
+    return evaluate(
+        rollouts=rollouts,
+        grading=graded,
+        champion=champion_scores,
+        config=config.evaluation.verdict,
+        seed=seed,
+        step=name,
+    )
+
+
+def first_state(config: RunConfig, launch: LaunchContext) -> State:
+    """Make and commit the state before the first iteration."""
+    with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as (run, tracker):
+        state = take_first_steps(config, run, curate(config=config.curate, seed=config.seed))
+        committed = Campaign(run.root, config.campaign).commit(state.model_copy(update={"launch_id": launch.launch_id}))
+        base = Artifact.at(run.root, committed.policy)
+        tracker.register_policy(f"{config.campaign}-policy", base, run.mlflow_run_id or "", champion=True)
+    return committed
+
+
+def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> State:
+    """The base model as policy and champion, scored on the held-out prompts."""
+    base = register_base(run.root, config.model.path)
+    scored = score_held_out(base, None, config, pool)
+    return State(
+        campaign=config.campaign,
+        iteration=FIRST,
+        policy=base.id,
+        champion=base.id,
+        champion_evaluation=scored.id,
+        steps=dict(run.steps or {}),
+        mlflow_run_id=run.mlflow_run_id,
+    )
+
+
+def publish(state: State, run: RunContext, tracker: Tracker) -> None:
+    """Show a committed iteration: the policy in MLflow's registry, the report and the links in both UIs."""
+    run_id = run.mlflow_run_id or ""
+    policy = Artifact.at(run.root, state.policy)
+    tracker.register_policy(f"{state.campaign}-policy", policy, run_id, champion=state.champion == state.policy)
+    page = Artifact.at(run.root, state.steps["report"]).file("report.html")
+    tracker.log_file(run_id, page, "report")
+    create_link_artifact(tracker.url(run_id), link_text=f"MLflow run of iteration {state.iteration}", key="mlflow")
+
+
+def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: RunContext, pool: Artifact) -> Artifact:
+    """The champion's evaluation on today's held-out prompts: the committed one, unless the prompts changed."""
+    recorded = Artifact.at(run.root, state.champion_evaluation)
+    settings = {"config": config.evaluation.select, "seed": derive_seed(config.seed, "held-out")}
+    today = select_held_out.artifact(run.root, prompts=pool, **settings)
+    rollouts = Artifact.at(run.root, recorded.manifest.inputs["rollouts"])
+    if rollouts.manifest.inputs["batch"] == today.id:
+        return recorded
+    return score_held_out(champion, None, config, pool, name="champion")
+
+
+def _history(after: State, run: RunContext) -> dict[str, Artifact]:
+    """The artifacts of every iteration so far, as `00001.rollouts`."""
+    campaign = Campaign(run.root, after.campaign)
+    earlier = [k for k in campaign.iterations() if FIRST < k < after.iteration]
+    states = [*(campaign.state(k) for k in [FIRST, *earlier[-REPORTED_ITERATIONS:]]), after]
+    return {
+        f"{state.iteration:05d}.{step}": Artifact.at(run.root, artifact_id)
+        for state in states
+        for step, artifact_id in state.steps.items()
+        if step != "report"
+    }
+
+
+def _optional(run: RunContext, artifact_id: str | None) -> Artifact | None:
+    return Artifact.at(run.root, artifact_id) if artifact_id else None

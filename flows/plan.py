@@ -1,0 +1,49 @@
+"""`posttrain check`: everything that can be known before work starts."""
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.config import RunConfig
+from storage.campaigns import Campaign
+from storage.models import find_base
+from storage.store import open_store
+from tasks.curate.sources import check_sources
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raise `InputError` for a model, a source or a store that can't be used."""
+    find_base(config.model.path)
+    check_sources(config.curate)
+    open_store(config.resolved_root()).check()
+
+
+def print_plan(config: RunConfig, console: Console) -> None:
+    """Validate the inputs, then print what a run would do and how much of it is there already."""
+    check_inputs(config)
+    root = config.resolved_root()
+    done = Campaign(root, config.campaign).iterations()
+    last = done[-1] if done else 0
+    target = last + config.iterations_per_run if config.iterations_per_run else config.iterations
+    todo = max(0, target - last)
+    rollouts = config.select.prompts_per_iteration * config.select.samples_per_prompt
+    longest = rollouts * config.rollouts.sampling.max_tokens
+    console.print(f"campaign {config.campaign}, root {root}: {last} of {target} iterations are committed")
+    table = Table("stage", "in every iteration", title=f"{todo} iterations to run")
+    for name, what in [
+        ("select", f"{config.select.prompts_per_iteration} prompts x {config.select.samples_per_prompt} samples"),
+        ("rollouts", f"{rollouts} rollouts, at most {longest:,} tokens, engine {config.rollouts.engine.name}"),
+        (
+            "grading",
+            ", ".join(f"{g.label} {g.weight:g} from iteration {g.from_iteration}" for g in config.grading.graders),
+        ),
+        ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
+        (
+            "reward_model",
+            ", ".join(str(k) for k in range(last + 1, target + 1) if config.reward_model.due(k)) or "none",
+        ),
+        ("policy_update", f"{config.policy_update.objective}, {config.policy_update.optimizer_steps} optimizer steps"),
+        ("evaluation", f"{config.evaluation.select.samples_per_prompt} samples per held-out prompt"),
+    ]:
+        table.add_row(name, what)
+    console.print(table)
+    console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")

@@ -1,0 +1,31 @@
+"""The loop: a fold of `iteration` over the committed state of a campaign."""
+
+from prefect import flow, get_run_logger
+
+from flows.config import RunConfig
+from flows.iteration import first_state, iteration
+from flows.launches import launched
+from storage.campaigns import Campaign, State
+from tasks._engines import pool
+
+
+@flow(name="post-training", flow_run_name="{config.campaign}", persist_result=True, log_prints=False)
+def post_training(config: RunConfig) -> State:
+    """Bring a campaign to `config.iterations`, from wherever it was left.
+
+    Run it again after any failure: what was committed is found, only what is missing is made.
+    """
+    log = get_run_logger()
+    try:
+        with launched(config) as launch:
+            campaign = Campaign(launch.root, config.campaign)
+            state = campaign.last_state() or first_state(config, launch)
+            target = state.iteration + config.iterations_per_run if config.iterations_per_run else config.iterations
+            if state.iteration >= target:
+                log.info("campaign %s has its %d iterations; nothing to do", config.campaign, state.iteration)
+            while state.iteration < target:
+                log.info("campaign %s: iteration %d of %d", config.campaign, state.iteration + 1, target)
+                state = iteration(state, config, launch)
+            return state
+    finally:
+        pool.close_all()

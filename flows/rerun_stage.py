@@ -1,0 +1,91 @@
+"""Rerun one stage of one iteration, and nothing else."""
+
+from prefect import flow, get_run_logger
+
+from flows.config import RunConfig, default_root, parse_config
+from flows.iteration import FIRST, take_first_steps, take_steps
+from flows.launches import launched, tracked_iteration
+from storage.artifacts import Artifact
+from storage.campaigns import Campaign, State
+from storage.errors import InputError
+from storage.lineage import downstream
+from tasks._engines import pool as engines
+from tasks._stage import RunContext, StoppedAfter
+from tasks.curate.stage import curate
+
+FIRST_STEPS = ("curate", "evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
+STEPS = (
+    "curate",
+    "select",
+    "rollouts",
+    "grading",
+    "filtering",
+    "preferences",
+    "reward_model",
+    "policy_update",
+    *FIRST_STEPS[1:],
+    "report",
+)
+
+
+@flow(name="rerun-stage", flow_run_name="{campaign} {iteration} {stage}", persist_result=True)
+def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, root: str | None = None) -> str:
+    """Bring one step of an iteration up to date; the steps before it are found, not run.
+
+    Without `force` a step whose artifact exists is found too; with it, the step is made again and takes the place
+    of what was there. The configuration is that of the launch which made the iteration, else of the newest
+    launch. Gives the id of the artifact. Raises `InputError` for a campaign, iteration or stage that there isn't.
+    """
+    place = Campaign(root or default_root(), campaign)
+    done = _committed(place, iteration, stage)
+    record = place.launch(done.launch_id if done else None)
+    config = parse_config({**record.config, "root": place.root}, f"launch {record.launch_id}")
+    forced = frozenset({stage}) if force else frozenset()
+    try:
+        with (
+            launched(config) as launch,
+            tracked_iteration(launch, config, iteration, force=forced, stop_after=stage) as (run, _),
+        ):
+            made = _steps_until(stage, place, done, config, run)
+    finally:
+        engines.close_all()
+    if force:
+        _warn_of_what_depends(place.root, made)
+    return made.id
+
+
+def _steps_until(stage: str, place: Campaign, done: State | None, config: RunConfig, run: RunContext) -> Artifact:
+    try:
+        if done is not None and stage != "curate":
+            prompts = Artifact.at(place.root, done.steps["curate"])
+        else:
+            prompts = curate(config=config.curate, seed=config.seed)
+        if run.iteration == FIRST:
+            take_first_steps(config, run, prompts)
+        else:
+            take_steps(place.state(run.iteration - 1), config, run, prompts)
+    except StoppedAfter as stopped:
+        return stopped.artifact
+    raise InputError(
+        f"campaign {place.name!r}, iteration {run.iteration}: stage {stage!r} isn't due there under its configuration"
+    )
+
+
+def _committed(place: Campaign, iteration: int, stage: str) -> State | None:
+    """The state after an iteration if it is committed, None if the iteration may begin; else `InputError`."""
+    steps = FIRST_STEPS if iteration == FIRST else STEPS
+    if stage not in steps:
+        raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
+    known = place.iterations()
+    if iteration in known:
+        return place.state(iteration)
+    if iteration != (known[-1] + 1 if known else FIRST):
+        raise InputError(f"campaign {place.name!r} below {place.root}: no iteration {iteration}; committed: {known}")
+    return None
+
+
+def _warn_of_what_depends(root: str, made: Artifact) -> None:
+    """A forced rerun replaces an artifact: name those that were made from the one before."""
+    dependents = downstream(root, made.id)
+    if dependents:
+        get_run_logger().warning("%s was made again; made from it: %s", made.id, ", ".join(sorted(dependents)))

@@ -1,0 +1,73 @@
+"""Policies: the base model as an artifact, and from a policy artifact to folders that engines and trainers load."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.artifacts import Artifact, Outputs
+from storage.commits import Attempt, Recipe, commit_outputs
+from storage.errors import InputError
+from storage.fingerprints import digest
+from storage.home import home
+from storage.models import PolicyFiles, convert_base, weights_digest
+
+BASE_STAGE = "base_model"
+
+
+def register_base(root: str, source: str) -> Artifact:
+    """The artifact that stands for a base model: its fingerprint is that of its weights, which stay where they are.
+
+    `source` is a folder, a GGUF file or `package:NAME`; `InputError` when it holds no usable weights.
+    """
+    folder = convert_base(source)
+    weights = weights_digest(folder)
+    base = Artifact(root=root, stage=BASE_STAGE, fingerprint=digest([BASE_STAGE, weights]))
+    _remember(base.fingerprint, folder)
+    if not base.exists():
+        scratch = home() / "scratch" / base.id
+        scratch.mkdir(parents=True, exist_ok=True)
+        recipe = Recipe(base, step=BASE_STAGE, version=1, config={}, inputs={}, seed=None)
+        commit_outputs(
+            recipe, Attempt(datetime.now(UTC), scratch), Outputs(facts={"source": source, "weights": weights})
+        )
+    return base
+
+
+def base_of(policy: Artifact) -> Artifact:
+    """The base model that a policy adapts."""
+    if policy.stage == BASE_STAGE:
+        return policy
+    return Artifact.at(policy.root, policy.manifest.facts["base"])
+
+
+def resolve_policy(policy: Artifact) -> PolicyFiles:
+    """The local folders of a policy's base and adapter, fetched and checked."""
+    base = base_of(policy)
+    folder = _known().get(base.fingerprint)
+    if folder is None or not Path(folder).exists():
+        source = base.manifest.facts["source"]
+        folder = str(convert_base(source))
+        found, expected = weights_digest(Path(folder)), base.manifest.facts["weights"]
+        if found != expected:
+            raise InputError(
+                f"base model {source}: weights expected {expected}, found {found}; it isn't the same model"
+            )
+        _remember(base.fingerprint, Path(folder))
+    adapter = None if policy.stage == BASE_STAGE else policy.files_folder()
+    return PolicyFiles(base=Path(folder), adapter=adapter, policy_id=policy.fingerprint)
+
+
+def _register() -> Path:
+    return home() / "models" / "known.json"
+
+
+def _known() -> dict[str, str]:
+    return dict(json.loads(_register().read_text())) if _register().exists() else {}
+
+
+def _remember(fingerprint: str, folder: Path) -> None:
+    known = {**_known(), fingerprint: str(folder)}
+    _register().parent.mkdir(parents=True, exist_ok=True)
+    temporary = _register().with_suffix(".new")
+    temporary.write_text(json.dumps(known, indent=1))
+    temporary.replace(_register())

@@ -1,0 +1,1 @@
+"""How a policy does on held-out prompts, and whether it becomes the champion."""

@@ -1,0 +1,1 @@
+"""Samples of the policy on a batch of prompts, with the engine's log-probabilities."""
