@@ -1,0 +1,1 @@
+"""Engines that sample from a policy: vLLM and transformers behind one protocol."""

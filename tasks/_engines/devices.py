@@ -1,0 +1,74 @@
+"""What this machine has for engines, and the environment that gives one engine its part of it."""
+
+import functools
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from storage.home import home
+from tasks._engines.config import EngineConfig
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether CUDA finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def cores_of(slot: int, slots: int) -> list[int]:
+    """The processor cores of one engine among `slots` side by side: a contiguous part of those allowed to us."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    share = max(1, len(allowed) // slots)
+    begin = (slot * share) % len(allowed)
+    return allowed[begin : begin + share]
+
+
+def child_environment(config: EngineConfig, slot: int, slots: int) -> dict[str, str]:
+    """Environment variables of an engine's process: offline, quiet, on its own cores or GPUs."""
+    root = str(Path(__file__).parents[2])
+    environment = dict(os.environ)
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if environment.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Importing vLLM takes 7 s from bytecode and 18 s from source: cache it where we may write.
+        environment["PYTHONPYCACHEPREFIX"] = str(home() / "bytecode")
+    if has_gpu():
+        first = slot * config.tensor_parallel
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(i) for i in range(first + config.tensor_parallel)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + config.tensor_parallel])
+        return environment
+    return environment | _cpu_environment(config, cores_of(slot, slots))
+
+
+def _cpu_environment(config: EngineConfig, cores: list[int]) -> dict[str, str]:
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(len(cores)),
+        # vLLM compiles one small sampling function at its first request: 18 s with inductor, nothing gained here.
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+    preloaded = [path for path in (os.environ.get("LD_PRELOAD"), _openmp_library()) if path]
+    if preloaded:
+        environment["LD_PRELOAD"] = ":".join(preloaded)
+    return environment
+
+
+def _openmp_library() -> str | None:
+    """PyTorch's own OpenMP: loaded late it keeps a bound process on one core (vLLM issue 27369)."""
+    spec = importlib.util.find_spec("torch")
+    if not sys.platform.startswith("linux") or spec is None or spec.origin is None:
+        return None
+    found = sorted((Path(spec.origin).parent / "lib").glob("libgomp*.so*"))
+    return str(found[0]) if found else None
