@@ -7,6 +7,7 @@ from storage.fingerprints import digest
 from storage.records import Preference
 from tasks.preferences.config import PreferencesConfig
 
+HASHES = 16**32
 GROUP = ["prompt_id", "rollout_id", "text", "reward"]
 
 
@@ -44,12 +45,16 @@ def pairs_of(
 
 
 def held_out_clusters(cluster_ids: list[str], eval_fraction: float, seed: int) -> list[str]:
-    """That share of the clusters, at least one and never all of several, by a seeded hash of their names."""
-    wanted = round(eval_fraction * len(cluster_ids))
-    if eval_fraction > 0 and len(cluster_ids) > 1:
-        wanted = min(max(wanted, 1), len(cluster_ids) - 1)
-    ranked = sorted(cluster_ids, key=lambda name: digest([seed, "preferences", name]))
-    return sorted(ranked[:wanted]) if len(cluster_ids) > 1 else []
+    """About that share of the clusters, by a seeded hash of each name: the same in every iteration with that seed.
+
+    Of several clusters at least one is held out (unless the share is 0) and at least one is not.
+    """
+    if len(cluster_ids) < 2 or eval_fraction == 0:
+        return []
+    ranks = {name: int(digest([seed, "preferences", name]), 16) / HASHES for name in cluster_ids}
+    ranked = sorted(ranks, key=lambda name: ranks[name])
+    below = sum(rank < eval_fraction for rank in ranks.values())
+    return sorted(ranked[: min(max(below, 1), len(ranked) - 1)])
 
 
 def pair_metrics(pairs: pl.DataFrame) -> dict[str, float]:

@@ -1,0 +1,138 @@
+"""Duplicates, clusters and the split: what must hold for any pool."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.errors import InputError
+from tasks.curate.config import CurateConfig, SourceConfig
+from tasks.curate.duplicates import cluster_ids, cluster_near_duplicates, jaccard, shingles
+from tasks.curate.normalise import normalise_text
+from tasks.curate.pool import build_pool
+from tasks.curate.split import split_by_cluster
+
+TOPICS = Path(__file__).parents[2] / "deployments" / "quickstart-topics.txt"
+WORDS = st.lists(st.sampled_from("sun moon rain old pond frog leaps in water sound".split()), min_size=1, max_size=14)
+CLUSTERS = st.lists(st.integers(0, 12).map(lambda number: f"cluster-{number}"), min_size=1, max_size=60)
+
+
+def documents(texts: list[list[str]]) -> list[frozenset]:
+    return [shingles([{"role": "user", "content": " ".join(words)}]) for words in texts]
+
+
+@given(clusters=CLUSTERS, wanted=st.integers(0, 30), seed=st.integers(0, 5))
+def test_no_cluster_is_in_both_parts_and_the_split_is_not_too_large(clusters, wanted, seed):
+    splits = split_by_cluster(clusters, wanted, seed)
+    train = {cluster for cluster, split in zip(clusters, splits, strict=True) if split == "train"}
+    held_out = {cluster for cluster, split in zip(clusters, splits, strict=True) if split == "eval"}
+    assert not train & held_out
+    assert splits.count("eval") <= wanted
+
+
+@given(clusters=CLUSTERS, seed=st.integers(0, 5), data=st.data())
+def test_the_split_does_not_depend_on_the_order_of_the_rows(clusters, seed, data):
+    shuffled = data.draw(st.permutations(clusters))
+    one = set(zip(clusters, split_by_cluster(clusters, 10, seed), strict=True))
+    assert one == set(zip(shuffled, split_by_cluster(shuffled, 10, seed), strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(WORDS, min_size=1, max_size=12))
+def test_clusters_join_only_what_is_linked_by_similar_texts(texts):
+    found = documents(texts)
+    clusters = cluster_near_duplicates(found, threshold=0.8)
+    for index, document in enumerate(found):
+        others = [other for place, other in enumerate(found) if clusters[place] == clusters[index] and place != index]
+        assert not others or max(jaccard(document, other) for other in others) >= 0.8
+        same = [place for place, other in enumerate(found) if other == document]
+        assert len({clusters[place] for place in same}) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(WORDS, min_size=2, max_size=12, unique_by=tuple), data=st.data())
+def test_cluster_names_do_not_depend_on_the_order(texts, data):
+    order = data.draw(st.permutations(range(len(texts))))
+    ids = [f"{index:02d}" for index in range(len(texts))]
+    one = dict(zip(ids, cluster_ids(ids, cluster_near_duplicates(documents(texts), 0.8)), strict=True))
+    moved = [ids[index] for index in order]
+    clusters = cluster_near_duplicates(documents([texts[index] for index in order]), 0.8)
+    assert dict(zip(moved, cluster_ids(moved, clusters), strict=True)) == one
+
+
+def test_a_long_prompt_with_one_word_changed_shares_a_cluster():
+    text = (
+        "A train leaves the station at nine in the morning and travels east at sixty miles per hour while another "
+        "train leaves the next town an hour later going west at forty miles per hour; when do the two trains meet?"
+    )
+    unrelated = "Explain in two sentences why bread rises when yeast is added to warm dough and left to rest."
+    found = documents([text.split(), text.replace("nine", "ten").split(), unrelated.split()])
+    assert jaccard(found[0], found[1]) >= 0.8
+    assert cluster_near_duplicates(found, 0.8) == [0, 0, 2]
+
+
+def test_an_exact_duplicate_is_set_aside_and_names_the_first(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    questions = ["Who wrote it?", "What is a quasar made of?", "  Who wrote it? "]
+    path.write_text("".join(json.dumps({"q": question}) + "\n" for question in questions))
+    source = SourceConfig(path=str(path), prompt_field="q", verifier={"name": "length"})
+    pool, rejected = build_pool(CurateConfig(sources=[source, source], eval_prompts=0, max_rejected_fraction=0), seed=0)
+    assert len(pool) == 2
+    assert rejected["reason"].to_list() == ["exact_duplicate"] * 4
+    assert rejected["found"][0] == f"same as {path}:1"
+
+
+def test_the_same_chat_under_another_verifier_is_another_prompt_of_the_same_cluster(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"q": "Write a poem about the sea and the sky."}) + "\n")
+    sources = [SourceConfig(path=str(path), prompt_field="q", verifier={"name": name}) for name in ("haiku", "length")]
+    pool, _ = build_pool(CurateConfig(sources=sources, eval_prompts=0), seed=0)
+    assert pool["prompt_id"].n_unique() == 2
+    assert pool["cluster_id"].n_unique() == 1
+
+
+def test_blanks_are_normalised_but_code_keeps_its_indentation():
+    assert normalise_text("  a\r\n\r\n\r\n\r\n\tif x:\t \n    e\u0301  ") == "a\n\n\tif x:\n    é"
+
+
+def test_the_quickstart_topics_give_distinct_prompts_with_a_held_out_part():
+    source = SourceConfig(generator="haiku", params={"topics": str(TOPICS)})
+    pool, rejected = build_pool(CurateConfig(sources=[source], eval_prompts=64), seed=0)
+    assert len(pool) >= 260
+    assert rejected.is_empty()
+    assert pool["cluster_id"].n_unique() == len(pool)
+    assert pool["split"].to_list().count("eval") == 64
+    assert {verifier["name"] for verifier in pool["verifier"].to_list()} == {"haiku"}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "params.topics is None"),
+        ({"topics": "gone.txt"}, "gone.txt: no such file"),
+        ({"topics": str(TOPICS), "limit": 0}, "params.limit is 0"),
+        ({"topics": str(TOPICS), "topic": 1}, r"unknown params \['topic'\]"),
+    ],
+)
+def test_wrong_parameters_of_the_haiku_generator_are_named(params, message):
+    config = CurateConfig(sources=[SourceConfig(generator="haiku", params=params)])
+    with pytest.raises(InputError, match=message):
+        build_pool(config, seed=0)
+
+
+def test_an_unknown_generator_lists_those_that_exist():
+    with pytest.raises(InputError, match="no generator 'limerick'; there are haiku"):
+        build_pool(CurateConfig(sources=[SourceConfig(generator="limerick")]), seed=0)
+
+
+def test_a_pool_that_is_one_cluster_cannot_be_split(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    words = "please translate the following long sentence about the weather of yesterday into plain modern english now"
+    path.write_text("".join(json.dumps({"q": f"{words} {number}"}) + "\n" for number in range(4)))
+    source = SourceConfig(path=str(path), prompt_field="q", verifier={"name": "length"})
+    with pytest.raises(InputError, match="no prompt can be held out"):
+        build_pool(CurateConfig(sources=[source], eval_prompts=2), seed=0)
+    with pytest.raises(InputError, match="all 4 prompts would be held out"):
+        build_pool(CurateConfig(sources=[source], eval_prompts=4), seed=0)
