@@ -1,14 +1,20 @@
 """The stage `grading`: rollouts -> one grade per rollout and grader, and their composite reward."""
 
+import time
+
 import polars as pl
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
+from storage.policies import resolve_policy
 from tasks._stage import Shard, StageContext, stage
+from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
-from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GradingConfig
+from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import GRADED_COLUMNS, grade_rollouts
+from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
+from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers import VERIFIERS, resolve_verifier
 
 
@@ -47,16 +53,23 @@ def grade(
     part = shard_at(shard.index, rollouts.manifest.tables["rollouts"].rows, config)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
-        return Outputs(grades=_by_reward_model(reward_model))
-    prompts = batch.read("batch")
-    grades = grade_rollouts(sampled.select(GRADED_COLUMNS).collect(), prompts, part.grader, context.progress)
-    return Outputs(grades=grades)
+        scored = sampled.select(SCORED_COLUMNS).collect()
+        return Outputs(grades=_by_reward_model(scored, reward_model, base, part.grader))
+    graded = sampled.select(GRADED_COLUMNS).collect()
+    return Outputs(grades=grade_rollouts(graded, batch.read("batch"), part.grader, context.progress))
 
 
-def _by_reward_model(reward_model: Artifact | None) -> pl.DataFrame:
-    if reward_model is None:
+def _by_reward_model(
+    sampled: pl.DataFrame, reward_model: Artifact | None, base: Artifact | None, grader: GraderConfig
+) -> pl.DataFrame:
+    if reward_model is None or base is None:
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
-    return pl.DataFrame()
+    options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
+    started = time.perf_counter()
+    prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
+    scores = score(resolve_policy(base).base, reward_model.files_folder(), prompts, answers, **options)
+    latency_s = (time.perf_counter() - started) / max(len(sampled), 1)
+    return grades_from_scores(sampled, scores, grader=grader, version=reward_model.fingerprint, latency_s=latency_s)
 
 
 def _uses(config: GradingConfig, grader: str) -> bool:
