@@ -1,6 +1,6 @@
 """One iteration: from the state after k iterations to the state after k + 1. This file is the pipeline."""
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
 
 from flows.config import RunConfig
@@ -77,7 +77,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         config=config.preferences,
         seed=derive_seed(config.seed, "preferences"),
     )
-    if config.reward_model.due(k):
+    if config.reward_model.due(k) and _enough(pairs, config):
         reward_model = train(
             preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
         )
@@ -184,6 +184,20 @@ def _history(after: State, run: RunContext) -> dict[str, Artifact]:
         for step, artifact_id in state.steps.items()
         if step != "report"
     }
+
+
+def _enough(pairs: Artifact, config: RunConfig) -> bool:
+    """Whether there are pairs to train on; a night with too few keeps the reward model that there is."""
+    training = int(pairs.metrics["pairs"] - pairs.metrics["eval_pairs"])
+    if training < config.reward_model.min_pairs:
+        get_run_logger().warning(
+            "no reward model is trained: %d training pairs, reward_model.min_pairs is %d; lower it or "
+            "preferences.min_margin, or draw more prompts",
+            training,
+            config.reward_model.min_pairs,
+        )
+        return False
+    return True
 
 
 def _optional(run: RunContext, artifact_id: str | None) -> Artifact | None:

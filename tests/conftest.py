@@ -1,15 +1,44 @@
-"""Fixtures that several rooms' tests share."""
+"""Fixtures that several rooms' tests share: a home of the session's own, the two kinds of root, the tiny model."""
 
-import importlib.util
+import itertools
+import os
 from pathlib import Path
 
 import pytest
+from server_fixtures import mlflow_server, prefect_server, seaweed  # noqa: F401 - fixtures
+from tiny_model import build_tiny_model
+
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_home(tmp_path_factory: pytest.TempPathFactory):
+    """No test reads or writes the user's own home of posttrain."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSTTRAIN_HOME", str(home))
+        patch.delenv("POSTTRAIN_ROOT", raising=False)
+        yield home
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random two-layer Llama with a tokenizer and a chat template (see tests/tiny_model.py)."""
-    spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).with_name("tiny_model.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_tiny_model(tmp_path_factory.mktemp("tiny_model") / "model")
+    """The folder of a random two-layer Llama with a tokenizer and a chat template."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny_model") / "model")
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh root, once a folder and once a prefix in a real SeaweedFS bucket."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    return s3_root(request.getfixturevalue("seaweed"), monkeypatch)
+
+
+def s3_root(seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh prefix in the bucket, its credentials in the environment."""
+    values = (seaweed.access_key, seaweed.secret_key, seaweed.endpoint_url)
+    for name, value in zip(CREDENTIALS, values, strict=True):
+        monkeypatch.setenv(name, value)
+    return f"s3://{seaweed.bucket}/test-{os.getpid()}-{next(_numbers)}"

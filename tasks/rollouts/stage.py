@@ -2,7 +2,7 @@
 
 import time
 
-from storage.models import merged_folder
+from storage.models import PolicyFiles, merged_folder
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
@@ -10,7 +10,7 @@ from storage.fingerprints import derive_seed
 from storage.policies import resolve_policy
 from tasks._engines import pool
 from tasks._engines.chat import load_tokenizer, render
-from tasks._engines.protocol import SamplingParams
+from tasks._engines.protocol import SamplingParams, ServedModel
 from tasks._stage import Shard, StageContext, stage
 from tasks.rollouts.config import RolloutsConfig
 from tasks.rollouts.table import rollout_metrics, rollout_rows, shard_bounds, shard_count
@@ -45,10 +45,15 @@ def generate(
     _check_lengths(part["prompt_id"].to_list(), prompts, config)
     sampling = SamplingParams(**config.sampling.model_dump())
     shard_seed = derive_seed(seed, "shard", shard.index)
-    with pool.acquire(config.engine, files, merged_folder) as engine:
+    with pool.acquire(config.engine, _served(files, config)) as engine:
         started = time.monotonic()
-        report = lambda done, total: context.progress(done, total, "samples")  # noqa: E731
-        completions = engine.generate(prompts, part["samples"].to_list(), sampling, shard_seed, report)
+        completions = engine.generate(
+            prompts,
+            part["samples"].to_list(),
+            sampling,
+            shard_seed,
+            lambda done, total: context.progress(done, total, "samples"),
+        )
         seconds = time.monotonic() - started
         name = f"{engine.name} {engine.version}"
     rows = rollout_rows(
@@ -62,6 +67,17 @@ def generate(
         seed=shard_seed,
     )
     return Outputs(metrics=rollout_metrics(rows, seconds), rollouts=rows)
+
+
+def _served(files: PolicyFiles, config: RolloutsConfig) -> ServedModel:
+    """The policy as the engine takes it: merged into full weights, or base and adapter side by side."""
+    merged = files.adapter is None or pool.adapter_mode(config.engine) == "merged"
+    return ServedModel(
+        model=merged_folder(files) if merged else files.base,
+        adapter=None if merged else files.adapter,
+        policy_id=files.policy_id,
+        tokenizer=files.base,
+    )
 
 
 def _check_lengths(prompt_ids: list[str], prompts: list[list[int]], config: RolloutsConfig) -> None:

@@ -1,0 +1,96 @@
+"""The run file: what is wrong is named, with the nearest known key, before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.config import RunConfig, load_config
+from storage.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = REPOSITORY / "deployments" / "quickstart.yaml"
+
+
+def edited(tmp_path, change):
+    document = yaml.safe_load(QUICKSTART.read_text())
+    change(document)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "nightly.yaml"])
+def test_the_shipped_run_files_are_valid(name):
+    config = load_config(REPOSITORY / "deployments" / name)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(iteration=3), r"unknown key 'iteration', did you mean 'iterations'\?"),
+        (lambda d: d["rollouts"]["sampling"].update(temprature=1), r"'rollouts.sampling.temprature', did you mean 'temp"),
+        (lambda d: d["curate"]["sources"][0].update(pth="x"), r"'curate.sources.0.pth', did you mean 'path'\?"),
+        (lambda d: d.update(zzzzqq=1), "unknown key 'zzzzqq', known: campaign, root"),
+        (lambda d: d.pop("model"), "model: required, not given"),
+        (lambda d: d.update(iterations="many"), "iterations: Input should be a valid integer.*found 'many'"),
+        (lambda d: d["rollouts"]["sampling"].update(temperature=-1), "rollouts.sampling.temperature: .* found -1"),
+        (lambda d: d["rollouts"]["sampling"].update(max_tokens=256), "max_tokens is 256, expected less than engine"),
+        (lambda d: d.update(campaign="No Spaces"), "campaign: String should match"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load_config(edited(tmp_path, change))
+
+
+def test_overrides_reach_every_depth():
+    config = load_config(
+        QUICKSTART,
+        ["rollouts.sampling.max_tokens=32", "curate.sources.0.domain=verse", "reward_model.train_every=5"],
+        {"seed": 4, "iterations": 1},
+    )
+    assert config.rollouts.sampling.max_tokens == 32
+    assert config.curate.sources[0].domain == "verse"
+    assert (config.reward_model.train_every, config.seed, config.iterations) == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("seed.deep.down=1", "seed is 0, expected a mapping"),
+        ("curate.sources.7.path=x", "a list of 1"),
+        ("rollouts.samples=3", "unknown key 'rollouts.samples', did you mean 'sampling'"),
+    ],
+)
+def test_overrides_that_cannot_be(override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(QUICKSTART, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a: [1", "not YAML"), (b"- 1", "expected a mapping"), (b"a: \xff\xfe", "not UTF-8 at byte 3"), (b"", "expected a mapp")],
+)
+def test_files_that_are_no_run_file(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_names_those_beside_it(tmp_path):
+    (tmp_path / "other.yaml").write_text("")
+    with pytest.raises(InputError, match="no such run file. Here: .*other.yaml"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_checking_a_run_file_loads_no_heavy_package():
+    heavy = "{'torch', 'vllm', 'transformers', 'prefect', 'mlflow'} & set(sys.modules)"
+    code = f"import sys, pathlib, flows.config as c; c.load_config(pathlib.Path({str(QUICKSTART)!r})); print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "set()"
