@@ -15,7 +15,8 @@ from tasks.curate.pool import build_pool
 from tasks.curate.split import split_by_cluster
 
 TOPICS = Path(__file__).parents[2] / "deployments" / "quickstart-topics.txt"
-WORDS = st.lists(st.sampled_from("sun moon rain old pond frog leaps in water sound".split()), min_size=1, max_size=14)
+VOCABULARY = ("sun", "moon", "rain", "old", "pond", "frog", "leaps", "in", "water", "sound")
+WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=14)
 CLUSTERS = st.lists(st.integers(0, 12).map(lambda number: f"cluster-{number}"), min_size=1, max_size=60)
 
 

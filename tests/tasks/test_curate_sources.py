@@ -90,7 +90,9 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(tmp_path):
         "empty": b'{"messages": []}',
         "bad_role": b'{"messages": [{"role": "wizard", "content": "hm"}]}',
         "no_user_turn": b'{"messages": [{"role": "system", "content": "Be brief."}]}',
-        "not_ending_with_user": b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        "not_ending_with_user": json.dumps(
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        ).encode(),
     }
     path.write_bytes(b"\n".join([json.dumps(good).encode(), *bad.values()]) + b"\n")
     chats = SourceConfig(path=str(path), messages_field="messages", verifier={"name": "length"})

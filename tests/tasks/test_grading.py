@@ -1,0 +1,221 @@
+"""Grades, the composite and the shards of the grading stage."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from storage.errors import InputError, StageFailed
+from storage.records import BatchEntry, Grade, Reward, Rollout
+from tasks._training.heads import Scores
+from tasks.grading.composite import composite, grade_metrics, refuse_failures
+from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.grading.grade import grade_rollouts
+from tasks.grading.scores import grades_from_scores
+from tasks.grading.shards import shard_at, shard_count
+from tasks.grading.verdict import Verdict
+
+HAIKU = "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."
+
+
+def batch(**verifiers: tuple[str, str | None]) -> pl.DataFrame:
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "position": index,
+            "samples": 1,
+            "messages": [{"role": "user", "content": "hi"}],
+            "answer": answer,
+            "verifier": {"name": name, "params": "{}"},
+            "cluster_id": prompt_id,
+            "split": "train",
+        }
+        for index, (prompt_id, (name, answer)) in enumerate(verifiers.items())
+    ]
+    return pl.DataFrame(rows, schema=BatchEntry.create_empty().schema)
+
+
+def rollouts(*texts: tuple[str, str, str]) -> pl.DataFrame:
+    """Rollouts of (prompt_id, text, finish_reason)."""
+    rows = [
+        {
+            "rollout_id": f"r{index}",
+            "prompt_id": prompt_id,
+            "sample_index": index,
+            "iteration": 1,
+            "policy_id": "policy",
+            "prompt_token_ids": [1, 2],
+            "token_ids": [3],
+            "logprobs": [-0.5],
+            "text": text,
+            "finish_reason": finish_reason,
+            "engine": "transformers",
+            "sampling": "{}",
+            "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        }
+        for index, (prompt_id, text, finish_reason) in enumerate(texts)
+    ]
+    return pl.DataFrame(rows, schema=Rollout.create_empty().schema)
+
+
+@pytest.fixture
+def own_graders():
+    module = ModuleType("own_graders")
+
+    def picky(text, answer, params):
+        if "raise" in text:
+            raise KeyError("no such word")
+        if "large" in text:
+            return Verdict(7.0)
+        return Verdict(0.5)
+
+    picky.version = "3"
+    module.picky = picky
+    sys.modules["own_graders"] = module
+    yield
+    del sys.modules["own_graders"]
+
+
+def test_each_prompt_is_graded_by_its_own_verifier():
+    sampled = rollouts(("p", HAIKU, "stop"), ("q", "It is 12.", "stop"), ("q", "It is 13.", "stop"))
+    grades = grade_rollouts(sampled, batch(p=("haiku", None), q=("number", "12")), GraderConfig())
+    assert Grade.is_valid(grades)
+    assert grades["score"].to_list() == [1.0, 1.0, 0.0]
+    assert grades["passed"].to_list() == [True, True, False]
+    assert grades["grader"].unique().to_list() == ["verifier"]
+    assert grades["grader_version"].to_list() == ["haiku/1", "number/1", "number/1"]
+    assert json.loads(grades["detail"][0])["syllables"] == [5, 7, 5]
+
+
+def test_a_truncated_rollout_gets_half_and_does_not_pass():
+    sampled = rollouts(("p", HAIKU, "length"))
+    half = grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig())
+    assert half.select("score", "passed").row(0) == (0.5, False)
+    whole = grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig(truncated_factor=1))
+    assert whole["score"][0] == 1
+
+
+def test_a_failing_grader_leaves_failed_rows_never_zeros(own_graders):
+    sampled = rollouts(("p", "fine", "stop"), ("p", "raise", "stop"), ("p", "large", "stop"))
+    spec = GraderConfig(grader="own_graders:picky", name="picky")
+    grades = grade_rollouts(sampled, batch(p=("haiku", None)), spec)
+    assert Grade.is_valid(grades)
+    assert grades["status"].to_list() == ["ok", "failed", "failed"]
+    assert grades["score"].to_list() == [0.5, None, None]
+    assert grades["grader_version"][0] == "own_graders:picky/3"
+    assert "KeyError: 'no such word'" in json.loads(grades["detail"][1])["error"]
+    assert "score is 7.0" in json.loads(grades["detail"][2])["error"]
+    rewards = composite(grades.lazy(), [spec])
+    assert rewards["reward"].to_list() == [0.5, None, None]
+    metrics = grade_metrics(grades.lazy(), rewards)
+    assert metrics["failed"] == 2 and metrics["score/picky_mean"] == 0.5 and metrics["reward_mean"] == 0.5
+    refuse_failures(grades.lazy(), 0.7)
+    with pytest.raises(StageFailed, match=r"picky failed on 2 of 3 rollouts.*no such word"):
+        refuse_failures(grades.lazy(), 0.5)
+
+
+def test_a_missing_answer_fails_its_row_only():
+    sampled = rollouts(("p", "12", "stop"), ("q", "12", "stop"))
+    grades = grade_rollouts(sampled, batch(p=("number", None), q=("number", "12")), GraderConfig())
+    assert grades["status"].to_list() == ["failed", "ok"]
+
+
+def test_what_is_wrong_with_the_configuration_stops_the_stage():
+    sampled = rollouts(("p", "12", "stop"))
+    with pytest.raises(InputError, match="no verifier 'nope'"):
+        grade_rollouts(sampled, batch(p=("nope", None)), GraderConfig())
+    with pytest.raises(InputError, match="unknown params"):
+        grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig(params={"patern": 1}))
+    with pytest.raises(InputError, match="not in the batch"):
+        grade_rollouts(sampled, batch(q=("haiku", None)), GraderConfig())
+
+
+def test_reward_model_scores_are_squashed_around_their_training_mean():
+    sampled = rollouts(*[("p", "x", "stop")] * 4)
+    scores = Scores(np.array([2.0, 4.0, 6.0, np.nan]), mean=4.0, std=2.0)
+    spec = GraderConfig(grader="reward_model")
+    grades = grades_from_scores(sampled, scores, grader=spec, version="f00", latency_s=0.1)
+    assert Grade.is_valid(grades)
+    assert grades["score"].to_list()[:3] == pytest.approx([1 / (1 + np.e), 0.5, np.e / (1 + np.e)])
+    assert grades["status"].to_list() == ["ok", "ok", "ok", "failed"]
+    assert grades["score"][3] is None
+
+
+SCORES = st.lists(st.tuples(st.floats(0, 1) | st.none(), st.floats(0, 1) | st.none()), min_size=1, max_size=20)
+
+
+@given(scores=SCORES, weights=st.tuples(st.floats(0.1, 5), st.floats(0, 5)))
+def test_the_composite_is_the_weighted_mean_of_complete_rollouts(scores, weights):
+    specs = [GraderConfig(name=name, weight=weight) for name, weight in zip("ab", weights, strict=True)]
+    grades = pl.DataFrame(
+        [
+            {
+                "rollout_id": f"r{index:02d}",
+                "grader": name,
+                "status": "failed" if score is None else "ok",
+                "score": score,
+            }
+            for index, pair in enumerate(scores)
+            for name, score in zip("ab", pair, strict=True)
+        ],
+        schema_overrides={"score": pl.Float64},
+    )
+    rewards = composite(grades.lazy(), specs)
+    assert Reward.is_valid(rewards)
+    for row, pair in zip(rewards.iter_rows(named=True), scores, strict=True):
+        assert row["complete"] == (None not in pair)
+        assert [part["value"] for part in row["components"]] == [score for score in pair if score is not None]
+        if row["complete"]:
+            expected = (pair[0] * weights[0] + pair[1] * weights[1]) / sum(weights)
+            assert row["reward"] == pytest.approx(expected)
+
+
+def test_a_rollout_that_one_grader_never_saw_is_incomplete():
+    grades = pl.DataFrame({"rollout_id": ["r", "s", "s"], "grader": ["a", "a", "b"], "status": "ok", "score": 1.0})
+    rewards = composite(grades.lazy(), [GraderConfig(name="a"), GraderConfig(name="b")])
+    assert rewards.select("rollout_id", "reward").rows() == [("r", None), ("s", 1.0)]
+
+
+@given(rows=st.integers(0, 70), per_shard=st.integers(1, 30), graders=st.integers(1, 3))
+def test_shards_cover_every_rollout_of_every_grader_once(rows, per_shard, graders):
+    config = GradingConfig(
+        graders=[GraderConfig(name=f"g{index}") for index in range(graders)], rows_per_shard=per_shard
+    )
+    seen = []
+    for index in range(shard_count(rows, config)):
+        part = shard_at(index, rows, config)
+        seen += [(part.grader.label, row) for row in range(part.first, min(part.first + part.rows, rows))]
+    assert sorted(seen) == [(f"g{index}", row) for index in range(graders) for row in range(rows)]
+
+
+def test_the_graders_of_an_iteration():
+    late = GraderConfig(grader="reward_model", from_iteration=2)
+    config = GradingConfig(graders=[GraderConfig(), late])
+    labels = [
+        [grader.label for grader in config.active(iteration, has_model).graders]
+        for iteration, has_model in [(0, False), (1, True), (2, False), (2, True), (3, True)]
+    ]
+    assert labels == [
+        ["verifier"],
+        ["verifier"],
+        ["verifier"],
+        ["verifier", "reward_model"],
+        ["verifier", "reward_model"],
+    ]
+    assert config.active(2, True) == config.active(3, True)
+    with pytest.raises(InputError, match="no grader with a weight is active in iteration 1"):
+        GradingConfig(graders=[late]).active(1, False)
+
+
+def test_a_configuration_that_cannot_grade_is_refused():
+    with pytest.raises(ValidationError, match="two graders are called 'verifier'"):
+        GradingConfig(graders=[GraderConfig(), GraderConfig()])
+    with pytest.raises(ValidationError, match="every grader has weight 0"):
+        GradingConfig(graders=[GraderConfig(weight=0)])
