@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -132,3 +133,10 @@ def _not_finite(work: Work[Batch], batch: Batch, scratch: Path, what: str) -> St
     scratch.mkdir(parents=True, exist_ok=True)
     work.save_batch(batch, path)
     return StageFailed(f"{what}; the batch is in {path}. A lower learning_rate or max_grad_norm may help")
+
+
+def steps_frame(history: list[StepMetrics]) -> pl.DataFrame:
+    """The metrics of every step as a `TrainingStep` frame."""
+    entries = [(step, name, value) for step, metrics in enumerate(history) for name, value in sorted(metrics.items())]
+    schema = {"step": pl.Int32, "metric": pl.String, "value": pl.Float64}
+    return pl.DataFrame(entries, schema=schema, orient="row")

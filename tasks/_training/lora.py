@@ -41,9 +41,9 @@ def load_causal_model(folder: Path, dtype: str, device: torch.device) -> nn.Modu
     return _load(AutoModelForCausalLM, folder, dtype, device)
 
 
-def load_headless_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
-    """The same model without its output projection: hidden states only."""
-    return _load(AutoModel, folder, dtype, device)
+def load_headless_model(folder: Path, dtype: str, device: torch.device, *, layers: int | None = None) -> nn.Module:
+    """The same model without its output projection: the hidden states of its first `layers` layers, or of all."""
+    return _load(AutoModel, folder, dtype, device, layers=layers)
 
 
 def attach_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> PeftModel:
@@ -81,11 +81,15 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _load(factory: Any, folder: Path, dtype: str, device: torch.device) -> nn.Module:
+def _load(factory: Any, folder: Path, dtype: str, device: torch.device, *, layers: int | None = None) -> nn.Module:
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors; expected a model folder with weights")
     config = AutoConfig.from_pretrained(folder)
     config.use_cache = False
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise InputError(f"layers: {layers}; the model in {folder} has 1 to {config.num_hidden_layers}")
+        config.num_hidden_layers = layers
     model = factory.from_pretrained(folder, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa")
     model.requires_grad_(False)
     return model.to(device).eval()

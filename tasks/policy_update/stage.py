@@ -1,7 +1,7 @@
 """Stage policy_update: trajectories and the policy that sampled them in, the next policy out."""
 
 from storage.artifacts import Artifact, Outputs
-from storage.models import resolve_policy
+from storage.policies import base_of, resolve_policy
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.policy_update.update import update_policy
@@ -24,4 +24,5 @@ def update(
     )
     files = {path.name: path for path in sorted(updated.adapter_folder.iterdir())}
     context.log.info("policy updated: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(updated.metrics.items())))
-    return Outputs(files=files, steps=updated.steps, metrics=updated.metrics)
+    facts = {"base": base_of(policy).id}
+    return Outputs(files=files, facts=facts, steps=updated.steps, metrics=updated.metrics)

@@ -17,7 +17,7 @@ from tasks._maths.metrics import masked_mean
 from tasks._maths.objectives import OBJECTIVES, LossInputs, LossOptions, LossOutputs
 from tasks._training.batching import PromptGroup, group_rows, plan_microbatches
 from tasks._training.logprobs import check_plain_head, token_logprobs
-from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work, train
+from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work, steps_frame, train
 from tasks._training.lora import (
     LoraSpec,
     attach_lora,
@@ -92,7 +92,7 @@ def update_policy(
         log.info("nothing to learn from %d trajectories: the policy stays as it is", len(trajectories))
     save_lora(policy, scratch / "adapter")
     metrics = parity | _summary(history) | {"trained_rows": float(_trained(rows, config).sum())}
-    return PolicyUpdate(scratch / "adapter", _steps_frame(history), metrics)
+    return PolicyUpdate(scratch / "adapter", steps_frame(history), metrics)
 
 
 def plan_steps(rows: TrainingRows, config: PolicyUpdateConfig, *, seed: int) -> list[list[Microbatch]]:
@@ -200,12 +200,6 @@ def _batch_writer(rows: TrainingRows) -> Callable[[Microbatch, Path], None]:
         path.write_text(json.dumps(content, indent=1))
 
     return write
-
-
-def _steps_frame(history: list[StepMetrics]) -> pl.DataFrame:
-    entries = [(step, name, value) for step, metrics in enumerate(history) for name, value in sorted(metrics.items())]
-    schema = {"step": pl.Int32, "metric": pl.String, "value": pl.Float64}
-    return pl.DataFrame(entries, schema=schema, orient="row")
 
 
 def _summary(history: list[StepMetrics]) -> dict[str, float]:

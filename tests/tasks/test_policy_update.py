@@ -1,0 +1,211 @@
+"""The policy update on the tiny model: it learns what is rewarded, refuses another model, resumes."""
+
+import hashlib
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from storage.errors import InputError
+from storage.records import RECORDS
+from tasks._training.lora import load_causal_model, load_lora
+from tasks.policy_update.config import KlConfig, ParityConfig, PolicyUpdateConfig
+from tasks.policy_update.parity import recompute_logprobs
+from tasks.policy_update.rows import deal_steps, read_rows
+from tasks.policy_update.update import plan_steps, update_policy
+
+CPU = torch.device("cpu")
+CONFIG = PolicyUpdateConfig(
+    learning_rate=5e-3, optimizer_steps=2, max_tokens=8, dtype="float32", device="cpu", lora={"rank": 4, "alpha": 8}
+)
+NO_PARITY = {"parity": ParityConfig(enabled=False)}
+SCHEMA = RECORDS["trajectories"].create_empty().schema
+
+
+def quiet(done, total, label):
+    pass
+
+
+def trajectories(model_folder, groups=4, samples=4, advantages=None, seed=0, temperature=1.0):
+    """Random samples with the log-probabilities that the model gives them, as an engine would have logged them."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for group in range(groups):
+        prompt = random.integers(3, 300, 4 + group).tolist()
+        for sample in range(samples):
+            advantage = advantages[group][sample] if advantages else (1.0 if sample == 0 else -1.0 / (samples - 1))
+            tokens = random.integers(3, 300, int(random.integers(1, 8))).tolist()
+            rows.append(
+                dict(rollout_id=f"{group}-{sample}", group_id=f"g{group}", prompt_id=f"g{group}", policy_id="p")
+                | dict(prompt_token_ids=prompt, token_ids=tokens, logprobs=[0.0] * len(tokens))
+                | dict(temperature=temperature, reward=advantage, advantage=advantage, weight=1.0, age=0)
+            )
+    frame = pl.DataFrame(rows, schema=SCHEMA)
+    return with_logprobs(frame, load_causal_model(model_folder, "float32", CPU))
+
+
+def with_logprobs(frame, model):
+    rows = read_rows(frame)
+    found = recompute_logprobs(model, rows, range(len(rows)), CONFIG, CPU)
+    logprobs = [found[row].tolist() for row in range(len(rows))]
+    return frame.with_columns(pl.Series("logprobs", logprobs, dtype=SCHEMA["logprobs"]))
+
+
+def update(frame, base, scratch, config=CONFIG, adapter=None, progress=quiet, seed=3):
+    return update_policy(frame, base, adapter, config, seed=seed, scratch=scratch, progress=progress)
+
+
+def mean_logprob(frame, base, adapter):
+    """Per row, the sum of its tokens' log-probabilities under base and adapter."""
+    model = load_lora(load_causal_model(base, "float32", CPU), adapter, trainable=False)
+    return with_logprobs(frame, model)["logprobs"].list.sum().to_numpy()
+
+
+def test_the_better_sample_becomes_more_likely(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    found = update(frame, tiny_model, tmp_path)
+    change = mean_logprob(frame, tiny_model, found.adapter_folder) - frame["logprobs"].list.sum().to_numpy()
+    better = frame["advantage"].to_numpy() > 0
+    assert change[better].mean() > 0.1
+    assert change[better].mean() > change[~better].mean() + 0.2
+    assert found.metrics["trained_rows"] == 16
+    assert found.metrics["tokens"] == frame["token_ids"].list.len().sum()
+    RECORDS["steps"].validate(found.steps)
+    first = dict(found.steps.filter(pl.col("step") == 0).select("metric", "value").iter_rows())
+    assert first["ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert first["grad_norm"] > 0
+    assert set(first) >= {"loss", "entropy", "clipped_high", "clipped_low", "ratio_max", "ratio_effective"}
+
+
+def test_the_second_update_goes_on_from_the_first_adapter(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    first = update(frame, tiny_model, tmp_path / "1")
+    served = load_lora(load_causal_model(tiny_model, "float32", CPU), first.adapter_folder, trainable=False)
+    again = with_logprobs(frame, served)
+    second = update(again, tiny_model, tmp_path / "2", adapter=first.adapter_folder)
+    better = frame["advantage"].to_numpy() > 0
+    gained = mean_logprob(frame, tiny_model, second.adapter_folder) - again["logprobs"].list.sum().to_numpy()
+    assert gained[better].mean() > 0.1
+
+
+def test_the_parity_gate_refuses_another_model(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    assert update(frame, tiny_model, tmp_path / "a").metrics["parity_mean_difference"] < 1e-4
+    other = frame.with_columns(pl.col("logprobs").list.eval(pl.element() - 0.3))
+    with pytest.raises(InputError, match=r"engine served another model.*differ by 0\.300 nats.*at most 0\.1"):
+        update(other, tiny_model, tmp_path / "b")
+    old = other.with_columns(pl.lit(1, pl.Int32).alias("age"))
+    assert "parity_mean_difference" not in update(old, tiny_model, tmp_path / "c").metrics
+
+
+def test_log_probabilities_are_those_at_the_sampling_temperature(tiny_model, tmp_path):
+    frame = trajectories(tiny_model, temperature=0.5)
+    assert update(frame, tiny_model, tmp_path).metrics["parity_mean_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("rows", ["none", "no advantage", "no weight"])
+def test_nothing_to_learn_leaves_the_policy_as_it_is(tiny_model, tmp_path, rows):
+    frame = trajectories(tiny_model, groups=2)
+    trained = update(frame, tiny_model, tmp_path / "first").adapter_folder
+    nothing = {
+        "none": frame.head(0),
+        "no advantage": frame.with_columns(advantage=pl.lit(0.0)),
+        "no weight": frame.with_columns(weight=pl.lit(0.0)),
+    }[rows]
+    config = CONFIG.model_copy(update=NO_PARITY)
+    found = update(nothing, tiny_model, tmp_path / "second", config=config, adapter=trained)
+    assert found.metrics["trained_rows"] == 0
+    assert len(found.steps) == 0
+    assert contents(found.adapter_folder) == contents(trained)
+    fresh = update(nothing, tiny_model, tmp_path / "third", config=config)
+    assert set(contents(fresh.adapter_folder)) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def contents(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("old_logprobs", ["engine", "trainer"])
+def test_a_killed_update_ends_with_the_same_bytes(tiny_model, tmp_path, old_logprobs):
+    config = CONFIG.model_copy(update={"dtype": "bfloat16", "old_logprobs": old_logprobs})
+    frame = trajectories(tiny_model)
+
+    def kill(done, total, label):
+        if done == 1:
+            raise InterruptedError
+
+    expected = update(frame, tiny_model, tmp_path / "undisturbed", config=config)
+    with pytest.raises(InterruptedError):
+        update(frame, tiny_model, tmp_path / "killed", config=config, progress=kill)
+    resumed = update(frame, tiny_model, tmp_path / "killed", config=config)
+    assert contents(resumed.adapter_folder) == contents(expected.adapter_folder)
+    assert resumed.steps.equals(expected.steps)
+
+
+def gradient_of_one_step(frame, base, scratch, **changes):
+    """The adapter after a single step, whose direction is that of the gradient."""
+    config = CONFIG.model_copy(update={"optimizer_steps": 1, "learning_rate": 1e-3, **changes})
+    found = update(frame, base, scratch, config=config)
+    return {row["metric"]: row["value"] for row in found.steps.iter_rows(named=True)}
+
+
+@pytest.mark.parametrize("objective", ["dr_grpo", "grpo"])
+@pytest.mark.parametrize("changes", [{"tokens_per_microbatch": 20}, {"share_prefix": False}])
+def test_how_rows_are_cut_changes_nothing(tiny_model, tmp_path, changes, objective):
+    frame = trajectories(tiny_model)
+    changes = changes | {"objective": objective}
+    plain = gradient_of_one_step(frame, tiny_model, tmp_path / "a", objective=objective)
+    cut = gradient_of_one_step(frame, tiny_model, tmp_path / "b", **changes)
+    assert cut == pytest.approx(plain, rel=1e-3, abs=1e-6)
+
+
+def test_rows_without_advantage_are_not_computed_but_count(tiny_model, tmp_path):
+    """Dr. GRPO divides by all rows of the step: adding as many rows that teach nothing halves the gradient."""
+    frame = trajectories(tiny_model, groups=2)
+    silent = trajectories(tiny_model, groups=2, advantages=[[0.0] * 4] * 2, seed=9)
+    silent = silent.with_columns(
+        ("s" + pl.col("rollout_id")).alias("rollout_id"), ("s" + pl.col("group_id")).alias("group_id")
+    )
+    alone = gradient_of_one_step(frame, tiny_model, tmp_path / "a")
+    beside = gradient_of_one_step(pl.concat([frame, silent]), tiny_model, tmp_path / "b")
+    assert beside["tokens"] == alone["tokens"]
+    assert beside["grad_norm"] == pytest.approx(alone["grad_norm"] / 2, rel=1e-3)
+
+
+def test_the_kl_penalty_holds_the_policy_near_the_base(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    free = update(frame, tiny_model, tmp_path / "a", config=CONFIG.model_copy(update={"epochs": 4}))
+    held_config = CONFIG.model_copy(update={"epochs": 4, "kl": KlConfig(coefficient=5.0)})
+    held = update(frame, tiny_model, tmp_path / "b", config=held_config)
+    start = frame["logprobs"].list.sum().to_numpy()
+    moved = [np.abs(mean_logprob(frame, tiny_model, u.adapter_folder) - start).mean() for u in (free, held)]
+    assert moved[1] < moved[0] / 2
+    assert "kl_reference" in held.metrics
+    assert "kl_reference" not in free.metrics
+
+
+def test_groups_are_dealt_whole_and_every_epoch_sees_all():
+    groups = np.repeat(np.arange(7), 3)
+    steps = deal_steps(groups, optimizer_steps=3, epochs=2, seed=1)
+    assert len(steps) == 6
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(np.concatenate(epoch).tolist()) == list(range(21))
+        for step in epoch:
+            assert all((groups[step] == group).sum() == 3 for group in set(groups[step].tolist()))
+    assert [s.tolist() for s in steps[:3]] != [s.tolist() for s in steps[3:]]
+    assert len(deal_steps(groups[:6], optimizer_steps=4, epochs=1, seed=1)) == 2
+
+
+def test_every_row_with_an_advantage_is_planned_once(tiny_model):
+    rows = read_rows(trajectories(tiny_model))
+    planned = [r for step in plan_steps(rows, CONFIG, seed=0) for part in step for g in part.groups for r in g.rows]
+    assert sorted(planned) == list(range(16))
+    assert rows.rollout_ids[5] == "1-1"
+
+
+def test_rows_without_tokens_are_left_out():
+    frame = pl.DataFrame(
+        [{"rollout_id": "a", "group_id": "g", "token_ids": [], "logprobs": [], "prompt_token_ids": [3]}], schema=SCHEMA
+    )
+    assert len(read_rows(frame)) == 0
