@@ -1,0 +1,1 @@
+"""The stage `report`: one self-contained page about a campaign so far."""

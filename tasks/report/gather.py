@@ -1,0 +1,203 @@
+"""From artifacts to what the page says: small frames and plain numbers, aggregated from lazy scans."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from storage.artifacts import Artifact
+from tasks.report.config import ReportConfig
+from tasks.report.samples import Sample, side_by_side
+
+History = Mapping[str, Artifact]
+Steps = dict[int, dict[str, Artifact]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the page shows. A list or frame is empty where no step of the history tells it."""
+
+    title: str
+    iterations: list[int]
+    evaluations: list[dict[str, Any]]
+    rewards: list[dict[str, Any]]
+    reward_histogram: pl.DataFrame
+    length_histogram: pl.DataFrame
+    rollouts: list[dict[str, Any]]
+    decisions: pl.DataFrame
+    seconds: pl.DataFrame
+    training: pl.DataFrame
+    reward_models: list[dict[str, Any]]
+    samples: list[Sample]
+    provenance: list[dict[str, Any]]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def gather(history: History, config: ReportConfig) -> Content:
+    """Everything that the page shows, of whichever steps the history has (keys `00001.rollouts`).
+
+    Tables of rollouts are only aggregated: no stage's rows are held in memory.
+    """
+    steps = by_iteration(history)
+    campaigns = {artifact.manifest.campaign for artifact in history.values()} - {None}
+    return Content(
+        title=config.title or ", ".join(sorted(str(name) for name in campaigns)) or "Post-training",
+        iterations=sorted(steps),
+        evaluations=evaluations(steps),
+        rewards=_metrics(steps, "grading"),
+        reward_histogram=histogram(_scans(steps, "grading", "rewards", pl.col("reward")), config.bins),
+        length_histogram=histogram(
+            _scans(steps, "rollouts", "rollouts", pl.col("token_ids").list.len()), config.bins, whole=True
+        ),
+        rollouts=_metrics(steps, "rollouts"),
+        decisions=decisions(steps),
+        seconds=seconds(steps),
+        training=training(steps),
+        reward_models=_metrics(steps, "reward_model"),
+        samples=side_by_side(steps, config.samples, config.answers),
+        provenance=provenance(steps),
+    )
+
+
+def by_iteration(history: History) -> Steps:
+    """Iteration -> step -> artifact, iterations ascending, steps in the order in which they were made."""
+    steps: Steps = {}
+    ordered = sorted(history.items(), key=lambda item: (item[0].partition(".")[0], item[1].manifest.started_at))
+    for key, artifact in ordered:
+        iteration, _, step = key.partition(".")
+        steps.setdefault(int(iteration), {})[step] = artifact
+    return steps
+
+
+def evaluations(steps: Steps) -> list[dict[str, Any]]:
+    """The metrics of each evaluation with its iteration and the policy that it judged."""
+    found = []
+    for iteration, made in steps.items():
+        artifact = made.get("evaluation")
+        if artifact is None:
+            continue
+        judged: list[str] = []
+        if "evaluation" in artifact.manifest.tables:
+            judged = artifact.scan("evaluation").select("policy_id").head(1).collect()["policy_id"].to_list()
+        found.append({"iteration": iteration, "policy": judged[0] if judged else "", **artifact.metrics})
+    return found
+
+
+def histogram(scans: Mapping[int, pl.LazyFrame], bins: int, *, whole: bool = False) -> pl.DataFrame:
+    """`iteration, middle, width, share` of the column `value` of each scan, in bins that all share.
+
+    `whole` makes the bins a whole number wide, for counts.
+    """
+    empty = pl.DataFrame(schema={"iteration": pl.Int64, "middle": pl.Float64, "width": pl.Float64, "share": pl.Float64})
+    value = pl.col("value")
+    finite = {iteration: scan.filter(value.is_finite()) for iteration, scan in scans.items()}
+    ranges = [
+        scan.select(low=value.min(), high=value.max()).collect(engine="streaming").row(0) for scan in finite.values()
+    ]
+    known = [(low, high) for low, high in ranges if low is not None]
+    if not known:
+        return empty
+    low, high = min(low for low, _ in known), max(high for _, high in known)
+    width = (high - low) / bins or 1.0 / bins
+    if whole:
+        low, width = low - 0.5, float(-(-(high - low + 1) // bins))
+    position = ((value - low) / width).floor().clip(0, bins - 1)
+    counted = [
+        scan.group_by(bin=position)
+        .agg(count=pl.len())
+        .collect(engine="streaming")
+        .join(pl.DataFrame({"bin": [float(each) for each in range(bins)]}), on="bin", how="right")
+        .sort("bin")
+        .select(
+            iteration=pl.lit(iteration, pl.Int64),
+            middle=low + (pl.col("bin") + 0.5) * width,
+            width=pl.lit(width),
+            share=pl.col("count").fill_null(0) / pl.col("count").sum().clip(1),
+        )
+        for iteration, scan in finite.items()
+    ]
+    return pl.concat([empty, *counted])
+
+
+def decisions(steps: Steps) -> pl.DataFrame:
+    """`iteration, rule, count` of every ledger: rollouts kept, and dropped by which rule."""
+    counted = [
+        artifact.scan("ledger")
+        .group_by("rule")
+        .agg(count=pl.len().cast(pl.Int64))
+        .collect(engine="streaming")
+        .select(pl.lit(iteration, pl.Int64).alias("iteration"), "rule", "count")
+        for iteration, artifact in _having(steps, "filtering", "ledger").items()
+    ]
+    empty = pl.DataFrame(schema={"iteration": pl.Int64, "rule": pl.String, "count": pl.Int64})
+    return pl.concat([empty, *counted]).sort("iteration", pl.col("rule") != "kept", "rule")
+
+
+def seconds(steps: Steps) -> pl.DataFrame:
+    """`iteration, step, seconds` that each step took when it was made."""
+    rows = [
+        (iteration, step, artifact.manifest.duration_s)
+        for iteration, made in steps.items()
+        for step, artifact in made.items()
+    ]
+    return pl.DataFrame(rows, schema={"iteration": pl.Int64, "step": pl.String, "seconds": pl.Float64}, orient="row")
+
+
+def training(steps: Steps) -> pl.DataFrame:
+    """`iteration, step, metric, value` of every optimizer step; steps counted on over the iterations."""
+    frames, done = [], 0
+    for iteration, artifact in _having(steps, "policy_update", "steps").items():
+        frame = artifact.read("steps").select(
+            pl.lit(iteration, pl.Int64).alias("iteration"), pl.col("step").cast(pl.Int64) + done, "metric", "value"
+        )
+        frames.append(frame)
+        done = int(frame["step"].max() or 0) + 1 if len(frame) else done  # type: ignore[arg-type]
+    schema = {"iteration": pl.Int64, "step": pl.Int64, "metric": pl.String, "value": pl.Float64}
+    return pl.concat([pl.DataFrame(schema=schema), *frames])
+
+
+def provenance(steps: Steps) -> list[dict[str, Any]]:
+    """A row per step: what it made, and the runs that made it."""
+    rows = []
+    for iteration, made in steps.items():
+        for step, artifact in made.items():
+            manifest = artifact.manifest
+            rows.append(
+                {
+                    "iteration": iteration,
+                    "step": step,
+                    "artifact": artifact.id,
+                    "rows": manifest.rows,
+                    "seconds": manifest.duration_s,
+                    "mlflow": manifest.mlflow_run_id or "",
+                    "prefect": manifest.prefect_flow_run_id or "",
+                    "commit": manifest.git_commit or "",
+                }
+            )
+    return rows
+
+
+def _metrics(steps: Steps, step: str) -> list[dict[str, Any]]:
+    return [{"iteration": iteration, **made[step].metrics} for iteration, made in steps.items() if step in made]
+
+
+def _scans(steps: Steps, step: str, table: str, value: pl.Expr) -> dict[int, pl.LazyFrame]:
+    found = _having(steps, step, table)
+    return {
+        iteration: artifact.scan(table).select(value=value.cast(pl.Float64)) for iteration, artifact in found.items()
+    }
+
+
+def _having(steps: Steps, step: str, table: str) -> dict[int, Artifact]:
+    return {
+        iteration: made[step]
+        for iteration, made in steps.items()
+        if step in made and table in made[step].manifest.tables
+    }
+
+
+def metric_names(rows: Sequence[Mapping[str, Any]], prefix: str, suffix: str) -> list[str]:
+    """The metrics of that form in any of the rows, in order of appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
