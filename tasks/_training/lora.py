@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from storage.errors import InputError
 
@@ -36,17 +36,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_causal_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
+def load_causal_model(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
     """A frozen causal language model from a folder with safetensors."""
     return _load(AutoModelForCausalLM, folder, dtype, device)
 
 
-def load_headless_model(folder: Path, dtype: str, device: torch.device, *, layers: int | None = None) -> nn.Module:
+def load_headless_model(
+    folder: Path, dtype: str, device: torch.device, *, layers: int | None = None
+) -> PreTrainedModel:
     """The same model without its output projection: the hidden states of its first `layers` layers, or of all."""
     return _load(AutoModel, folder, dtype, device, layers=layers)
 
 
-def attach_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> PeftModel:
+def attach_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> PeftModel:
     """The model with a fresh adapter: A is random by `seed`, B is zero, so nothing has changed yet."""
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=0.0, target_modules=targets)
@@ -55,7 +57,7 @@ def attach_lora(model: nn.Module, spec: LoraSpec, *, seed: int) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def load_lora(model: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
+def load_lora(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
     """The model with an adapter that `save_lora` wrote."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder}: no {ADAPTER_WEIGHTS}; expected a LoRA adapter in PEFT's format")
@@ -81,7 +83,9 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _load(factory: Any, folder: Path, dtype: str, device: torch.device, *, layers: int | None = None) -> nn.Module:
+def _load(
+    factory: Any, folder: Path, dtype: str, device: torch.device, *, layers: int | None = None
+) -> PreTrainedModel:
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors; expected a model folder with weights")
     config = AutoConfig.from_pretrained(folder)

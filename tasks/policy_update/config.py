@@ -43,13 +43,13 @@ class PolicyUpdateConfig(StrictConfig):
     old_logprobs: Literal["engine", "trainer"] = Field(
         "engine", description="pi_old of the ratio: as the engine sampled, or recomputed before the first step"
     )
-    kl: KlConfig = KlConfig()
-    lora: LoraConfig = LoraConfig()
+    kl: KlConfig = Field(default_factory=KlConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     max_grad_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen base; LoRA is float32")
-    parity: ParityConfig = ParityConfig()
+    parity: ParityConfig = Field(default_factory=ParityConfig)
     device: str = unhashed("auto", "auto, cpu or cuda")
     share_prefix: bool = unhashed(True, "compute the prompt of a group once instead of once per sample")
     tokens_per_microbatch: int = unhashed(2048, "packed tokens computed at once: bounds memory", ge=1)

@@ -14,7 +14,7 @@ from storage.errors import InputError
 from storage.fingerprints import derive_seed
 from tasks._engines.chat import load_tokenizer
 from tasks._maths.intervals import bootstrap_mean
-from tasks._maths.metrics import Mean, Total
+from tasks._maths.metrics import Mean, Metric, Total
 from tasks._maths.objectives import LossOutputs
 from tasks._maths.pairwise import bradley_terry
 from tasks._training.heads import (
@@ -122,7 +122,7 @@ def _loss_function(model: ScoringModel, config: RewardModelConfig) -> Callable[[
         losses = bradley_terry(chosen, rejected, centering=config.centering)
         loss_sum = losses.sum() / pairs.pairs_in_step
         margin, count = (chosen - rejected).detach(), len(pairs.pairs)
-        metrics = {
+        metrics: dict[str, Metric] = {
             "loss": Total(float(loss_sum.detach())),
             "accuracy": Mean(float((margin > 0).sum() + 0.5 * (margin == 0).sum()), count),
             "margin": Mean(float(margin.sum()), count),
