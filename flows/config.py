@@ -38,8 +38,8 @@ class ModelConfig(StrictConfig):
 class HeldOutConfig(StrictConfig):
     """The evaluation of each new policy: the held-out batch, and the verdict."""
 
-    select: EvalSelectConfig = Field(default_factory=EvalSelectConfig)
-    verdict: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    select: EvalSelectConfig = EvalSelectConfig()
+    verdict: EvaluationConfig = EvaluationConfig()
 
 
 class TrackingConfig(StrictConfig):
@@ -59,16 +59,16 @@ class RunConfig(StrictConfig):
     seed: int = Field(0, ge=0)
     model: ModelConfig
     curate: CurateConfig
-    select: SelectConfig = Field(default_factory=SelectConfig)
-    rollouts: RolloutsConfig = Field(default_factory=RolloutsConfig)
+    select: SelectConfig = SelectConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
     grading: GradingConfig
-    filtering: FilteringConfig = Field(default_factory=FilteringConfig)
-    preferences: PreferencesConfig = Field(default_factory=PreferencesConfig)
-    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig)
-    policy_update: PolicyUpdateConfig = Field(default_factory=PolicyUpdateConfig)
-    evaluation: HeldOutConfig = Field(default_factory=HeldOutConfig)
-    report: ReportConfig = Field(default_factory=ReportConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    filtering: FilteringConfig = FilteringConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
+    evaluation: HeldOutConfig = HeldOutConfig()
+    report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
     stage_timeout_s: float = unhashed(4 * 3600.0, "longest that one stage may take, in seconds", gt=0)
 
     def resolved_root(self) -> str:

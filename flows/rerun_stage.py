@@ -8,7 +8,7 @@ from flows.launches import launched, tracked_iteration
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
-from storage.lineage import downstream
+from storage.lineage import lineage
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter
 from tasks.curate.stage import curate
@@ -86,6 +86,6 @@ def _committed(place: Campaign, iteration: int, stage: str) -> State | None:
 
 def _warn_of_what_depends(root: str, made: Artifact) -> None:
     """A forced rerun replaces an artifact: name those that were made from the one before."""
-    dependents = downstream(root, made.id)
+    dependents = lineage(root, made.id).downstream
     if dependents:
         get_run_logger().warning("%s was made again; made from it: %s", made.id, ", ".join(sorted(dependents)))

@@ -166,5 +166,5 @@ def _check_unique_keys(artifact: Artifact, manifest: Manifest) -> None:
         doubled = pl.concat(frames).filter(pl.struct(key).is_duplicated())
         if len(doubled):
             raise StageFailed(
-                f"{artifact.id}: key {key} of table {name!r} occurs twice over shards, first {doubled.row(0)}"
+                f"{artifact.id}: key {key} of table {name!r} occurs twice over the shards, first {doubled.row(0)}"
             )

@@ -174,10 +174,11 @@ class Stage:
                     commits.forget_shards(call.artifact)
                 _map_shards(call, shards)
             options: dict[str, Any] = {"name": step, "task_run_name": step, "timeout_seconds": call.run.timeout_s}
-            return cast(Artifact, execute_stage.with_options(**options)(call, shards))
+            execute_stage.with_options(**options)(call, shards)
         except Exception as error:
             error.add_note(f"step {step} of iteration {call.run.iteration}, campaign {call.run.campaign!r}")
             raise
+        return call.artifact
 
 
 def stage(

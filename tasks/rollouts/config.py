@@ -20,8 +20,8 @@ class SamplingConfig(StrictConfig):
 class RolloutsConfig(StrictConfig):
     """What the stage `rollouts` reads."""
 
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
     rows_per_shard: int = Field(256, ge=1, description="rollouts per shard: the unit of retry")
 
     def model_post_init(self, _context: Any) -> None:

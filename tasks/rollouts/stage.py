@@ -2,11 +2,10 @@
 
 import time
 
-from storage.models import PolicyFiles, merged_folder
-
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
+from storage.models import PolicyFiles, merged_folder
 from storage.policies import resolve_policy
 from tasks._engines import pool
 from tasks._engines.chat import load_tokenizer, render
