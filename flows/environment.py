@@ -12,6 +12,7 @@ QUIET = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Nothing calls home, and MLflow's server starts no job runners."""
 

@@ -63,11 +63,12 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     rollouts = generate(
         batch=drawn, policy=policy, config=config.rollouts, seed=derive_seed(config.seed, k, "rollouts")
     )
+    graders = config.grading.active(k, reward_model is not None)
     graded = grade(
         rollouts=rollouts,
         batch=drawn,
-        reward_model=reward_model,
-        config=config.grading.active(k, reward_model is not None),
+        reward_model=reward_model if graders.needs_reward_model else None,
+        config=graders,
     )
     kept = filter_rollouts(rollouts=rollouts, rewards=graded, config=config.filtering)
     pairs = collect_preferences(

@@ -60,6 +60,11 @@ class GradingConfig(StrictConfig):
             raise ValueError("every grader has weight 0; give one of them a positive weight")
         return self
 
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether one of the graders is the reward model."""
+        return any(grader.grader == REWARD_MODEL for grader in self.graders)
+
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 

@@ -6,7 +6,7 @@ import polars as pl
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
-from storage.policies import resolve_policy
+from storage.policies import base_of, resolve_policy
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
@@ -43,7 +43,6 @@ def grade(
     rollouts: Artifact,
     batch: Artifact,
     reward_model: Artifact | None,
-    base: Artifact | None,
     config: GradingConfig,
     *,
     shard: Shard,
@@ -54,20 +53,18 @@ def grade(
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
-        return Outputs(grades=_by_reward_model(scored, reward_model, base, part.grader))
+        return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
     graded = sampled.select(GRADED_COLUMNS).collect()
     return Outputs(grades=grade_rollouts(graded, batch.read("batch"), part.grader, context.progress))
 
 
-def _by_reward_model(
-    sampled: pl.DataFrame, reward_model: Artifact | None, base: Artifact | None, grader: GraderConfig
-) -> pl.DataFrame:
-    if reward_model is None or base is None:
+def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:
+    if reward_model is None:
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
     options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
     started = time.perf_counter()
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
-    scores = score(resolve_policy(base).base, reward_model.files_folder(), prompts, answers, **options)
+    scores = score(resolve_policy(base_of(reward_model)).base, reward_model.files_folder(), prompts, answers, **options)
     latency_s = (time.perf_counter() - started) / max(len(sampled), 1)
     return grades_from_scores(sampled, scores, grader=grader, version=reward_model.fingerprint, latency_s=latency_s)
 

@@ -52,7 +52,7 @@ def count(config: ToyConfig) -> int:
 
 
 def total(joined: Artifact) -> Outputs:
-    return Outputs(metrics={"joined": float(len(joined.read("ledger")))})
+    return Outputs(metrics={**joined.metrics, "joined": float(len(joined.read("ledger")))})
 
 
 @stage("sharded", version=1, shards=count, combine=total)
