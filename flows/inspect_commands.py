@@ -214,8 +214,8 @@ def _print_manifest(console: Console, artifact: Artifact, manifest: Manifest) ->
     }
     for name, value in facts.items():
         if value not in (None, ""):
-            shown = str(value).replace("\n", "\n" + " " * 18)
-            console.print(f"  {name:<16}{shown}", markup=False, highlight=False)
+            shown = str(value).replace("\n", "\n" + " " * 20)
+            console.print(f"  {name:<18}{shown}", markup=False, highlight=False)
 
 
 def _print_records(console: Console, rows: list[dict[str, Any]], title: str) -> None:
@@ -237,7 +237,7 @@ def _tree(found: Lineage, title: str, *, upward: bool) -> Tree:
             return {source: argument for argument, source in found.nodes[artifact_id].inputs.items()}
         return {node.id: "" for node in found.nodes.values() if artifact_id in node.inputs.values()}
 
-    level = [(tree.add(_label(found.nodes[own], "")), own) for own in found.subject.artifacts]
+    level = [(tree.add(_label(found.nodes[own], "", runs=True)), own) for own in found.subject.artifacts]
     while level:
         below = []
         for branch, artifact_id in level:
@@ -253,16 +253,18 @@ def _tree(found: Lineage, title: str, *, upward: bool) -> Tree:
     return tree
 
 
-def _label(node: Node, argument: str) -> str:
+def _label(node: Node, argument: str, *, runs: bool = False) -> str:
+    """One line of the tree; with `runs` also the commit and the runs that made it."""
     name = f"[dim]{argument}:[/] " if argument else ""
     if node.missing:
         return f"{name}{short_id(node.id)} [red]its manifest is gone[/]"
     facts = [node.step if node.step != node.stage else ""]
     facts.append(f"{node.campaign} iteration {node.iteration}" if node.campaign else "")
     facts.append(f"{node.rows} rows" if node.rows else "")
-    facts.append(f"git {node.git_commit[:10]}" if node.git_commit else "")
-    facts.append(f"MLflow {node.mlflow_run_id[:8]}" if node.mlflow_run_id else "")
-    facts.append(f"Prefect {node.prefect_task_run_id[:8]}" if node.prefect_task_run_id else "")
+    if runs:
+        facts.append(f"git {node.git_commit[:10]}" if node.git_commit else "")
+        facts.append(f"MLflow run {node.mlflow_run_id}" if node.mlflow_run_id else "")
+        facts.append(f"Prefect flow run {node.prefect_flow_run_id}" if node.prefect_flow_run_id else "")
     facts.append(cell(json.dumps(node.config), 120) if node.config else "")
     return f"{name}[cyan]{short_id(node.id)}[/]  {', '.join(fact for fact in facts if fact)}"
 

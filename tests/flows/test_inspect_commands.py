@@ -141,6 +141,7 @@ def test_lineage_as_a_tree_and_as_json(root):
     short = {step: f"{step}/{digest([step, 1])[:8]}" for step in ("rollouts", "grading", "filtering", "evaluation")}
     assert all(short[step] in up for step in ("rollouts", "grading", "filtering"))
     assert short["evaluation"] in down and short["evaluation"] not in up
+    assert "MLflow run mlflow-run" in up and "Prefect flow run flow-run" in up
     found = json.loads(invoke("lineage", update, "--root", root, "--json"))
     assert found["downstream"] == [f"evaluation/{digest(['evaluation', 1])}"]
     assert found["upstream"][0] == f"filtering/{digest(['filtering', 1])}"
