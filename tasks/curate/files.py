@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -24,6 +25,8 @@ ENDINGS: dict[str, Format] = {
     ".arrow": "arrow",
 }
 BLOCK_BYTES = 1 << 20
+S3_ENVIRONMENT = {"endpoint_url": "AWS_ENDPOINT_URL", "key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY"}
+S3_CLIENT = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ def store_errors(name: str) -> Iterator[None]:
         raise StoreUnreachable(f"{name}: the store can't be reached: {error}; check AWS_ENDPOINT_URL") from error
 
 
+def locate(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a local path or URL, and the path within it. S3's credentials are the environment's."""
+    options: dict[str, Any] = {}
+    if path.startswith("s3://"):
+        options = {option: os.environ.get(name) for option, name in S3_ENVIRONMENT.items()}
+        options |= {"use_listings_cache": False, "config_kwargs": S3_CLIENT}
+    filesystem, inner = fsspec.core.url_to_fs(path, **options)
+    return filesystem, inner
+
+
 def source_files(source: SourceConfig) -> list[SourceFile]:
     """The files that `source.path` means, in a fixed order.
 
@@ -71,8 +84,7 @@ def source_files(source: SourceConfig) -> list[SourceFile]:
     """
     given = source.path or ""
     with store_errors(given):
-        filesystem, path = fsspec.core.url_to_fs(given)
-        filesystem.invalidate_cache()
+        filesystem, path = locate(given)
         paths = _expand(filesystem, path, given)
     if not paths:
         raise InputError(f"{given}: found no file; expected a file, folder or glob of {', '.join(ENDINGS)}")

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 from storage.errors import InputError
-from tasks.curate.files import file_digest, store_errors
+from tasks.curate.files import file_digest, locate, store_errors
 from tasks.curate.rows import Rejection, Row, excerpt
 
 DOMAIN = "haiku"
@@ -19,8 +17,9 @@ KNOWN_PARAMS = ("topics", "limit")
 def rows(params: dict[str, Any], seed: int) -> Iterator[Row | Rejection]:  # noqa: ARG001 the file's order is kept
     """One prompt per line of `params['topics']` (blank lines and # comments left out), at most `params['limit']`."""
     path, limit = _checked(params)
-    with store_errors(path), fsspec.open(path, "rb") as stream:
-        lines = stream.read().splitlines()
+    with store_errors(path):
+        filesystem, inner = locate(path)
+        lines = filesystem.cat_file(inner).splitlines()
     made = 0
     for number, line in enumerate(lines, start=1):
         if limit is not None and made >= limit:
@@ -35,7 +34,7 @@ def digests(params: dict[str, Any]) -> dict[str, str]:
     """The digest of the topics file. Raises `InputError` when it is missing or a parameter is wrong."""
     path, _ = _checked(params)
     with store_errors(path):
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem, inner = locate(path)
     return {path: file_digest(filesystem, inner, path)}
 
 

@@ -1,5 +1,6 @@
 """Rows of files, one at a time, each with its origin; a row that can't be read is a `Rejection`."""
 
+import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import InputError
 from tasks.curate.config import CurateConfig, SourceConfig
-from tasks.curate.files import SourceFile, file_digest, source_files
+from tasks.curate.files import SourceFile, file_digest, source_files, store_errors
 from tasks.curate.generators import resolve_generator
 from tasks.curate.rows import Rejection, Row, excerpt
 
@@ -37,10 +38,11 @@ def wanted_columns(source: SourceConfig) -> list[str]:
 def read_file(file: SourceFile, columns: list[str]) -> Iterator[Row | Rejection]:
     """The rows of one file, with those columns. Raises `InputError` when the file can't be read or lacks a column."""
     read = {"jsonl": _read_jsonl, "parquet": _read_parquet, "arrow": _read_arrow}[file.format]
-    try:
-        yield from read(file, columns)
-    except (pa.ArrowInvalid, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{file.name}: not a readable {file.format} file: {error}; write it anew") from error
+    with store_errors(file.name):
+        try:
+            yield from read(file, columns)
+        except (pa.ArrowInvalid, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{file.name}: not a readable {file.format} file: {error}; write it anew") from error
 
 
 def check_sources(config: CurateConfig) -> None:

@@ -8,8 +8,9 @@ import datasets
 import polars as pl
 import pytest
 
-from storage.errors import InputError
+from storage.errors import InputError, StoreUnreachable
 from storage.records import Prompt, RejectedRow
+from storage.store import open_store
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.pool import build_pool
 from tasks.curate.sources import check_sources, source_digests
@@ -17,7 +18,7 @@ from tasks.curate.sources import check_sources, source_digests
 QUESTIONS = [f"What is {a} times {b + 20}, and how did you find the {a}th result?" for a in range(6) for b in (1, 50)]
 
 
-def source(path: Path, **changes) -> SourceConfig:
+def source(path: Path | str, **changes) -> SourceConfig:
     fields = {"path": str(path), "prompt_field": "question", "answer_field": "answer", "verifier": {"name": "number"}}
     return SourceConfig(**(fields | changes))
 
@@ -67,6 +68,46 @@ def test_every_format_gives_the_same_prompts(tmp_path, name):
     assert [messages[0]["content"] for messages in pool["messages"].to_list()] == QUESTIONS
     assert pool["answer"].to_list() == [str(index) for index in range(len(QUESTIONS))]
     assert pool["source"][0].startswith(str(tmp_path / name)) and pool["source"][0].endswith(":1")
+
+
+def test_the_same_files_are_read_from_a_folder_and_from_s3(root, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, write in FORMATS.items():
+        write(here / name)
+    for path in (path for path in here.rglob("*") if path.is_file()):
+        open_store(root).write(f"sources/{path.relative_to(here)}", path.read_bytes())
+    for name in FORMATS:
+        there = config(source(f"{root}/sources/{name}"))
+        check_sources(there)
+        pool, _ = build_pool(there, seed=0)
+        assert pool["answer"].to_list() == [str(index) for index in range(len(QUESTIONS))], name
+        assert pool["source"][0].startswith(f"{root}/sources/{name}")
+    globbed, _ = build_pool(config(source(f"{root}/sources/*.jsonl")), seed=0)
+    assert globbed["source"][1] == f"{root}/sources/rows.jsonl:2"
+    with pytest.raises(InputError, match=r"gone\.parquet: no such file"):
+        check_sources(config(source(f"{root}/sources/gone.parquet")))
+    with pytest.raises(InputError, match="has no column 'prompt'; it has"):
+        check_sources(config(source(f"{root}/sources/rows.parquet", prompt_field="prompt")))
+
+
+def test_an_s3_source_is_known_by_its_content_and_needs_credentials(seaweed, monkeypatch):
+    values = {"ENDPOINT_URL": seaweed.endpoint_url, "ACCESS_KEY_ID": seaweed.access_key}
+    for name, value in (values | {"SECRET_ACCESS_KEY": seaweed.secret_key}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    root = seaweed.fresh_prefix()
+    there = config(source(f"{root}/rows.jsonl", answer_field=None))
+    digests = []
+    for text in ("Who?", "Who?", "Why?"):
+        open_store(root).write("rows.jsonl", json.dumps({"question": text}).encode())
+        digests.append(source_digests(there))
+    assert digests[0] == digests[1] != digests[2]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match="not allowed to read it"):
+        check_sources(there)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreUnreachable, match="can't be reached"):
+        check_sources(there)
 
 
 def test_folders_and_globs_are_read_in_order(tmp_path):
