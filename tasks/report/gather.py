@@ -71,16 +71,19 @@ def by_iteration(history: History) -> Steps:
 
 
 def evaluations(steps: Steps) -> list[dict[str, Any]]:
-    """The metrics of each evaluation with its iteration and the policy that it judged."""
-    found = []
+    """The metrics of each evaluation with its iteration, its policy, and whether it used the first one's prompts."""
+    found: list[dict[str, Any]] = []
+    first: set[str] | None = None
     for iteration, made in steps.items():
         artifact = made.get("evaluation")
         if artifact is None:
             continue
-        judged: list[str] = []
+        policy, prompts = "", set()
         if "evaluation" in artifact.manifest.tables:
-            judged = artifact.scan("evaluation").select("policy_id").head(1).collect()["policy_id"].to_list()
-        found.append({"iteration": iteration, "policy": judged[0] if judged else "", **artifact.metrics})
+            judged = artifact.scan("evaluation").select("prompt_id", "policy_id").collect()
+            policy, prompts = next(iter(judged["policy_id"]), ""), set(judged["prompt_id"])
+        first = prompts if first is None else first
+        found.append({**artifact.metrics, "iteration": iteration, "policy": policy, "same_prompts": prompts == first})
     return found
 
 

@@ -269,6 +269,12 @@ def test_only_the_base_policy_evaluated(history):
     assert "held-out score, iteration 0 0.237" in text
 
 
+def test_scores_of_different_prompts_are_said_to_be(history, tmp_path):
+    assert "of different prompts" not in Page(render(gather(history, ReportConfig()))).text
+    other = evaluate(tmp_path, 3, random.Random(1), ["another", "prompt"])["evaluation"]
+    assert "of different prompts" in Page(render(gather(history | {"00003.evaluation": other}, ReportConfig()))).text
+
+
 def test_nothing_at_all_is_a_page():
     assert "No evaluation on held-out prompts yet" in Page(render(gather({}, ReportConfig(title="empty")))).text
 
