@@ -128,3 +128,7 @@ def _say(error: BaseException, code: int) -> int:
 def main() -> None:
     """The entry point of the command `posttrain`."""
     sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,11 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.iteration import first_state, iteration
 from flows.launches import launched
+from flows.log_rules import keep_to_one_line
 from storage.campaigns import Campaign, State
 from tasks._engines import pool
+
+keep_to_one_line()
 
 
 @flow(name="post-training", flow_run_name="{config.campaign}", persist_result=True, log_prints=False)

@@ -5,6 +5,7 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig, default_root, parse_config
 from flows.iteration import FIRST, take_first_steps, take_steps
 from flows.launches import launched, tracked_iteration
+from flows.log_rules import keep_to_one_line
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
@@ -12,6 +13,8 @@ from storage.lineage import lineage
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter
 from tasks.curate.stage import curate
+
+keep_to_one_line()
 
 FIRST_STEPS = ("curate", "evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
 STEPS = (

@@ -248,16 +248,6 @@ def execute_shard(call: _Call, shard: Shard) -> str | State[str]:
         return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
 
 
-class _WithoutThreadTimeouts(logging.Filter):
-    """Drops Prefect's warning, once a shard, that a time limit in a thread acts between two bytecodes: it suffices."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "Timeouts in worker threads" not in record.getMessage()
-
-
-logging.getLogger("prefect.task_runs").addFilter(_WithoutThreadTimeouts())
-
-
 def _map_shards(call: _Call, count: int) -> None:
     options: dict[str, Any] = {"name": f"{call.recipe.step}-shard", "timeout_seconds": call.run.timeout_s}
     mapped = execute_shard.with_options(**options, task_run_name=f"{call.recipe.step}-shard-{{shard.index}}")

@@ -1,0 +1,97 @@
+"""What the tests of whole runs share: a small run file, the command line in a process of its own, comparisons."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from storage.artifacts import Manifest
+from storage.store import open_store
+
+REPOSITORY = Path(__file__).parents[1]
+TIMEOUT_S = 240
+
+
+def run_file(folder: Path, model: Path, **changes) -> Path:
+    """A campaign of two iterations with a tiny model: every stage does its real job, in seconds."""
+    document = {
+        "campaign": "tiny",
+        "iterations": 2,
+        "model": {"path": str(model)},
+        "curate": {
+            "sources": [{"generator": "haiku", "params": {"topics": "deployments/quickstart-topics.txt", "limit": 40}}],
+            "eval_prompts": 8,
+        },
+        "select": {"prompts_per_iteration": 8, "samples_per_prompt": 4},
+        "rollouts": {
+            "rows_per_shard": 16,
+            "sampling": {"max_tokens": 12},
+            "engine": {"name": "transformers", "max_model_len": 256},
+        },
+        "grading": {
+            "graders": [
+                {"grader": "verifier", "weight": 0.8},
+                {"grader": "reward_model", "weight": 0.2, "from_iteration": 2},
+            ]
+        },
+        "preferences": {"min_margin": 0.01},
+        "reward_model": {"min_pairs": 2},
+        "policy_update": {"max_tokens": 12},
+        "evaluation": {"select": {"samples_per_prompt": 2}},
+        **changes,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a run with a home of its own."""
+    return {**os.environ, "POSTTRAIN_HOME": str(home), "COLUMNS": "200", **more}
+
+
+def start(*arguments: str, env: dict[str, str]) -> subprocess.Popen:
+    """`posttrain` with these arguments, running."""
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def posttrain(*arguments: str, env: dict[str, str], code: int = 0) -> str:
+    """`posttrain` with these arguments; its output, after the expected exit code."""
+    process = start(*arguments, env=env)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, f"exit code {process.returncode}, expected {code}:\n{output[-6000:]}"
+    return output
+
+
+def manifests(root: str) -> dict[str, Manifest]:
+    """Every committed artifact below a root."""
+    store = open_store(root)
+    found = {}
+    for path, _ in store.walk("artifacts"):
+        if path.endswith("/_manifest.json"):
+            manifest = Manifest.model_validate_json(store.read(path))
+            found[f"{manifest.stage}/{manifest.fingerprint}"] = manifest
+    return found
+
+
+def contents(root: str) -> dict[str, str]:
+    """Artifact id -> digest of all that it holds."""
+    return {artifact_id: manifest.content for artifact_id, manifest in manifests(root).items()}
+
+
+def states(root: str, campaign: str = "tiny") -> dict[str, dict]:
+    """The committed states, without what differs between launches."""
+    store = open_store(root)
+    found = {}
+    for name in store.names(f"campaigns/{campaign}/iterations"):
+        state = json.loads(store.read(f"campaigns/{campaign}/iterations/{name}"))
+        for clock in ("launch_id", "committed_at", "mlflow_run_id"):
+            state.pop(clock)
+        found[name] = state
+    return found
