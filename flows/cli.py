@@ -91,6 +91,34 @@ def rerun(
     console.print(rerun_stage(campaign, iteration, stage, force, root))
 
 
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="0 takes any free one")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="0 takes any free one")] = 5000,
+    s3_port: Annotated[int, typer.Option(help="0 takes any free one")] = 8333,
+    deployments: Annotated[Path, typer.Option(help="folder with prefect.yaml")] = Path("deployments"),
+) -> None:
+    """Start the Prefect server, MLflow, SeaweedFS and a worker on loopback; register the deployments."""
+    from flows.services.lifecycle import up as start
+    from flows.services.running import Ports
+
+    ports = Ports(prefect=prefect_port, mlflow=mlflow_port, s3=s3_port)
+    running = start(home=home(), ports=ports, echo=console.print, deployments=deployments)
+    for name, address in [("Prefect", running.prefect_url), ("MLflow", running.mlflow_url), ("S3", running.url("s3"))]:
+        console.print(f"{name:<9} {address}", soft_wrap=True)
+    if running.s3:
+        console.print(f"root      s3://{running.s3.bucket}/runs (--root; its credentials are found by themselves)")
+
+
+@app.command()
+def down() -> None:
+    """End what `up` started, and nothing else."""
+    from flows.services.lifecycle import down as end
+
+    for line in end(home()) or ["nothing was up"]:
+        console.print(line)
+
+
 def _configured(
     path: Path, root: str | None, iterations: int | None, settings: list[str] | None, seed: int | None
 ) -> RunConfig:

@@ -9,7 +9,7 @@ from flows.log_rules import keep_to_one_line
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
-from storage.lineage import lineage
+from storage.lineage import downstream
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter
 from tasks.curate.stage import curate
@@ -89,6 +89,6 @@ def _committed(place: Campaign, iteration: int, stage: str) -> State | None:
 
 def _warn_of_what_depends(root: str, made: Artifact) -> None:
     """A forced rerun replaces an artifact: name those that were made from the one before."""
-    dependents = lineage(root, made.id).downstream
+    dependents = downstream(root, made.id)
     if dependents:
         get_run_logger().warning("%s was made again; made from it: %s", made.id, ", ".join(sorted(dependents)))

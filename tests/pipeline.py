@@ -53,17 +53,15 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "POSTTRAIN_HOME": str(home), "COLUMNS": "200", **more}
 
 
-def start(*arguments: str, env: dict[str, str]) -> subprocess.Popen:
+def start(*arguments: str, env: dict[str, str], folder: Path = REPOSITORY) -> subprocess.Popen:
     """`posttrain` with these arguments, running."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def posttrain(*arguments: str, env: dict[str, str], code: int = 0) -> str:
+def posttrain(*arguments: str, env: dict[str, str], code: int = 0, folder: Path = REPOSITORY) -> str:
     """`posttrain` with these arguments; its output, after the expected exit code."""
-    process = start(*arguments, env=env)
+    process = start(*arguments, env=env, folder=folder)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, f"exit code {process.returncode}, expected {code}:\n{output[-6000:]}"
     return output

@@ -45,6 +45,7 @@ def http_answers(url: str) -> Callable[[], bool]:
 def bucket_listed(access: S3Access) -> Callable[[], bool]:
     """A check that the store takes the credentials and lists the bucket."""
     import s3fs
+    from botocore.exceptions import BotoCoreError
 
     def check() -> bool:
         store = s3fs.S3FileSystem(
@@ -56,7 +57,7 @@ def bucket_listed(access: S3Access) -> Callable[[], bool]:
         )
         try:
             return BUCKET in store.ls("", refresh=True)
-        except OSError:
+        except (OSError, BotoCoreError):
             return False
 
     return check

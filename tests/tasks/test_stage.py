@@ -100,7 +100,7 @@ def test_faults_that_may_pass_are_retried_and_bad_input_never(in_flow, monkeypat
     made = in_flow(lambda: flaky(above=toy(config=ToyConfig(), seed=1), config=ToyConfig()))
     assert made.read("ledger")["rollout_id"].to_list() == ["a", "b", "c"]
     assert calls == ["toy", "flaky", "flaky", "flaky"]
-    with pytest.raises(InputError, match="row 3 of x.jsonl") as raised:
+    with pytest.raises(InputError, match=r"row 3 of x\.jsonl") as raised:
         in_flow(lambda: refuses(config=ToyConfig()))
     assert calls.count("refuses") == 1
     assert raised.value.__notes__ == ["step refuses of iteration 1, campaign 'c'"]

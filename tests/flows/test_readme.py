@@ -1,0 +1,80 @@
+"""Every command of README.md is run: here, or by the suite that is named."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import s3_root
+from pipeline import REPOSITORY, environment, posttrain, states
+
+README = (REPOSITORY / "README.md").read_text()
+ELSEWHERE = {
+    "make quickstart": "tests/flows/test_quickstart.py, by make test-slow",
+    "make test": "what runs this",
+    "make check": ".ci/run",
+    "make bench": "by hand: it measures",
+    "make test-slow": "by hand: it takes a quarter of an hour",
+    "posttrain up": "tests/flows/test_services.py, on free ports",
+    "posttrain down": "tests/flows/test_services.py, on free ports",
+}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line.split(" #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, tiny_model, seaweed, prefect_server):
+    """A folder with the files that README shows, and what its placeholders stand for once there is a run."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "prompts.jsonl").write_text(blocks("json")[0])
+    document = yaml.safe_load(blocks("yaml")[0])
+    # A model that answers in a second; everything else is as README has it.
+    document["model"]["path"] = str(tiny_model)
+    document["rollouts"]["engine"] = {"name": "transformers", "max_model_len": 128}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(document))
+    with pytest.MonkeyPatch.context() as patch:
+        root = s3_root(seaweed, patch)
+        patch.chdir(folder)
+        yield {"root": root, "env": environment(folder / "home", PREFECT_API_URL=prefect_server), "folder": folder}
+
+
+def test_every_command_is_run_somewhere():
+    assert len(COMMANDS) > 12
+    for command in COMMANDS:
+        assert command in ELSEWHERE or command.startswith("posttrain "), command
+
+
+def test_the_commands_do_what_they_say(reader):
+    root, env = reader["root"], reader["env"]
+    for command in COMMANDS:
+        if command in ELSEWHERE:
+            continue
+        arguments = [part.replace("s3://posttrain/runs", root) for part in shlex.split(command)[1:]]
+        if {"POLICY", "ROLLOUT", "ARTIFACT"} & set(arguments):
+            steps = states(root, "mine")["00002.json"]["steps"]
+            known = {"POLICY": steps["policy_update"], "ARTIFACT": steps["rollouts"], "ROLLOUT": rollout(root, steps)}
+            arguments = [known.get(part, part) for part in arguments]
+        assert posttrain(*arguments, env=env, folder=reader["folder"]).strip()
+    assert list(states(root, "mine")) == ["00000.json", "00001.json", "00002.json"]
+
+
+def rollout(root, steps):
+    from storage.artifacts import Artifact
+
+    return Artifact.at(root, steps["rollouts"]).read("rollouts")["rollout_id"][0]
+
+
+def test_files_that_readme_links_to_exist():
+    for target in re.findall(r"\]\(([^)h#][^)]*)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_readme_holds_no_path_of_a_machine():
+    assert str(REPOSITORY) not in README
+    assert str(Path.home()) not in README
