@@ -1,15 +1,11 @@
 """Fixtures that several rooms' tests share: a home of the session's own, the two kinds of root, the tiny model."""
 
-import itertools
-import os
 from pathlib import Path
 
 import pytest
+from s3_roots import s3_root
 from server_fixtures import mlflow_server, prefect_server, seaweed  # noqa: F401 - fixtures
 from tiny_model import build_tiny_model
-
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,11 +30,3 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "local":
         return str(tmp_path / "root")
     return s3_root(request.getfixturevalue("seaweed"), monkeypatch)
-
-
-def s3_root(seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh prefix in the bucket, its credentials in the environment."""
-    values = (seaweed.access_key, seaweed.secret_key, seaweed.endpoint_url)
-    for name, value in zip(CREDENTIALS, values, strict=True):
-        monkeypatch.setenv(name, value)
-    return f"s3://{seaweed.bucket}/test-{os.getpid()}-{next(_numbers)}"

@@ -4,9 +4,9 @@ import json
 
 import httpx
 import pytest
-from conftest import s3_root
 from mlflow import MlflowClient
 from pipeline import contents, environment, manifests, posttrain, run_file, states
+from s3_roots import s3_root
 
 STEPS = {
     *("curate", "select", "rollouts", "grading", "filtering", "preferences", "reward_model", "policy_update"),

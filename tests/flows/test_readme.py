@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import s3_root
 from pipeline import REPOSITORY, environment, posttrain, states
+from s3_roots import s3_root
 
 README = (REPOSITORY / "README.md").read_text()
 ELSEWHERE = {

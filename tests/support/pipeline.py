@@ -11,7 +11,7 @@ import yaml
 from storage.artifacts import Manifest
 from storage.store import open_store
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 240
 
 
