@@ -25,7 +25,7 @@ fi
 
 install() {
     # shellcheck disable=SC2086
-    "$VENV/bin/uv" pip install --python "$VENV/bin/python" $backend --editable ".[$1]"
+    "$VENV/bin/uv" pip install --python "$VENV/bin/python" --compile-bytecode $backend --editable ".[$1]"
 }
 
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then

@@ -1,5 +1,6 @@
 """The command `posttrain`. Heavy packages are imported by the commands that need them."""
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -141,6 +142,10 @@ def guarded(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         errors.print("stopped; what was committed stays, run again to continue")
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+        return _say(error, STAGE_FAILED)
     except Exception as error:  # noqa: BLE001 - the outermost boundary: anything else is a stage's failure
         traceback.print_exc()
         return _say(error, STAGE_FAILED)

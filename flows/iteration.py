@@ -115,7 +115,7 @@ def score_held_out(
         rollouts=rollouts,
         batch=held_out,
         reward_model=None,
-        config=config.grading.active(1, has_reward_model=False),
+        config=config.grading.active(FIRST, has_reward_model=False),
         step=f"{name}-grading",
     )
     return evaluate(

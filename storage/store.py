@@ -6,8 +6,11 @@ Credentials and the endpoint of S3 come from the environment (`AWS_ACCESS_KEY_ID
 
 import errno
 import functools
+import logging
 import os
+import random
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +23,27 @@ from storage.errors import InputError, StageFailed, StoreUnreachable
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LOG = logging.getLogger(__name__)
+PAUSES_S = (1, 2, 4, 8, 16)
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
+
+
+def _patient(method: Callable[P, R]) -> Callable[P, R]:
+    """Name the errors of a method, and try it again while a remote store can't be reached, for about half a minute."""
+    named = _named_errors(method)
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for pause_s in PAUSES_S:
+            try:
+                return named(*args, **kwargs)
+            except StoreUnreachable as error:
+                LOG.warning("%s Trying again in %d s.", error, pause_s)
+                time.sleep(pause_s * random.uniform(0.5, 1.5))
+        return named(*args, **kwargs)
+
+    return wrapped
 
 
 def _named_errors(method: Callable[P, R]) -> Callable[P, R]:
@@ -35,25 +57,29 @@ def _named_errors(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except (FileNotFoundError, FileExistsError):
             raise
-        except PermissionError as error:
-            raise InputError(
-                f"{store.root}: the store refuses access ({error}). Check the credentials "
-                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the folder's permissions."
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StageFailed(
-                    f"{store.root}: no space left. Free some (`posttrain gc`), then run again."
-                ) from error
-            if store.is_local:
-                raise
-            raise StoreUnreachable(_unreachable(store.root, error)) from error
         except Exception as error:
-            if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-                raise _named_botocore_error(store.root, error) from error
-            raise
+            named = _named(store, error)
+            if named is error:
+                raise
+            raise named from error
 
     return wrapped
+
+
+def _named(store: "Store", error: Exception) -> Exception:
+    """The error of ours for one of fsspec's or botocore's; the same error when it isn't the store's."""
+    if isinstance(error, PermissionError):
+        return InputError(
+            f"{store.root}: the store refuses access ({error}). Check the credentials "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the folder's permissions."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageFailed(f"{store.root}: no space left. Free some (`posttrain gc`), then run again.")
+    if isinstance(error, OSError) and not store.is_local:
+        return StoreUnreachable(_unreachable(store.root, error))
+    if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        return _named_botocore_error(store.root, error)
+    return error
 
 
 def _unreachable(root: str, error: Exception) -> str:
@@ -106,18 +132,18 @@ class Store:
             what = "a folder can't be made there" if self.is_local else "there is no such bucket; create it"
             raise InputError(f"root {self.root}: {what} ({error})") from error
 
-    @_named_errors
+    @_patient
     def read(self, path: str) -> bytes:
         """The bytes at a path. Raises `FileNotFoundError`."""
         return bytes(self._fs.cat_file(self._full(path)))
 
-    @_named_errors
+    @_patient
     def exists(self, path: str) -> bool:
         """Whether there is a file at the path, asked of the store and not of a listing cache."""
         self._fs.invalidate_cache(self._fs._parent(self._full(path)))
         return bool(self._fs.isfile(self._full(path)))
 
-    @_named_errors
+    @_patient
     def names(self, folder: str) -> list[str]:
         """The names right below a folder, sorted; none when it doesn't exist."""
         self._fs.invalidate_cache(self._full(folder))
@@ -126,14 +152,14 @@ class Store:
         except FileNotFoundError:
             return []
 
-    @_named_errors
+    @_patient
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Every file below a folder: its path relative to the root, and its size in bytes."""
         self._fs.invalidate_cache()
         found = self._fs.find(self._full(folder), detail=True)
         return iter([(str(name)[len(self._base) + 1 :], int(entry["size"])) for name, entry in found.items()])
 
-    @_named_errors
+    @_patient
     def write(self, path: str, content: bytes) -> None:
         """Put bytes, whole or not at all, over what was there."""
         if not self.is_local:
@@ -142,7 +168,7 @@ class Store:
         temporary = self._temporary(path, content)
         temporary.replace(self._full(path))
 
-    @_named_errors
+    @_patient
     def create(self, path: str, content: bytes) -> bool:
         """Put bytes unless the path exists; of two writers one gets True. S3: `If-None-Match: *`."""
         if self.is_local:
@@ -165,7 +191,7 @@ class Store:
             return self.read(path) == content
         return True
 
-    @_named_errors
+    @_patient
     def put_file(self, source: Path, path: str) -> None:
         """Move a finished local file into the store; the source is gone afterwards."""
         if self.is_local:
@@ -180,7 +206,7 @@ class Store:
             self._fs.put_file(str(source), self._full(path))
             source.unlink()
 
-    @_named_errors
+    @_patient
     def fetch(self, path: str, target: Path) -> None:
         """Copy a stored file to a local path, whole or not at all."""
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +218,7 @@ class Store:
         """Where the file lies on this machine, if the root is local."""
         return Path(self._full(path)) if self.is_local else None
 
-    @_named_errors
+    @_patient
     def remove(self, path: str) -> None:
         """Remove one file; nothing happens when it is gone already."""
         try:

@@ -42,6 +42,28 @@ class Seaweed:
         return f"s3://{self.bucket}/{uuid.uuid4().hex}"
 
 
+class RestartableSeaweed:
+    """A SeaweedFS that a test stops and starts again, on the same port and data."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._home = home
+        self._port = processes.free_port()
+        [self._spec] = [spec for spec in table(home, ANY_PORTS) if spec.name == "s3"]
+
+    def start(self) -> Seaweed:
+        """Start it and wait until it answers."""
+        command, environment = self._spec.command(self._port), self._spec.environment(self._port)
+        self._service = processes.start(self._home, "s3", command, environment, folder=self._home, port=self._port)
+        wait(self._home, self._service, self._spec.answers(self._port), timeout_s=self._spec.timeout_s)
+        access = s3_access(self._home, f"http://{HOST}:{self._port}")
+        return Seaweed(access.endpoint_url, access.bucket, access.access_key, access.secret_key)
+
+    def stop(self) -> None:
+        """End it; the data stays."""
+        processes.end(self._service)
+
+
 @contextmanager
 def seaweed_server(home: Path) -> Iterator[Seaweed]:
     """SeaweedFS with a bucket and random credentials."""
