@@ -31,7 +31,12 @@ class TransformersEngine:
         self._lock = threading.RLock()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = _fast_dtype(getattr(torch, config.dtype), self._device)
+        self._serve(served)
+
+    def _serve(self, served: ServedModel) -> None:
         self._model = self._read(served)
+        self._tokenizer = load_tokenizer(served.tokenizer)
+        self._stops = stop_token_ids(served.model, self._tokenizer)
         self._served = served
 
     def _read(self, served: ServedModel) -> PreTrainedModel:
@@ -47,7 +52,7 @@ class TransformersEngine:
         """See `Engine.load`."""
         with self._lock:
             if served != self._served:
-                self._model, self._served = self._read(served), served
+                self._serve(served)
 
     def close(self) -> None:
         """Drop the weights; generating afterwards is an error."""
@@ -64,16 +69,14 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         """See `Engine.generate`. Prompts of like length are computed together, 64 samples at a time."""
         with self._lock:
-            tokenizer = load_tokenizer(self._served.tokenizer)
-            stops = stop_token_ids(self._served.model, tokenizer)
             generator = torch.Generator(self._device).manual_seed(seed)
             rows = [(i, j) for i, n in enumerate(samples) for j in range(n)]
             rows.sort(key=lambda row: len(prompts[row[0]]))
             drawn: dict[tuple[int, int], Completion] = {}
             for begin in range(0, len(rows), ROWS_AT_A_TIME):
                 batch = rows[begin : begin + ROWS_AT_A_TIME]
-                found = self._sample([prompts[i] for i, _ in batch], sampling, stops, generator)
-                texts = decode(tokenizer, [one.ids for one in found])
+                found = self._sample([prompts[i] for i, _ in batch], sampling, generator)
+                texts = decode(self._tokenizer, [one.ids for one in found])
                 for row, one, text in zip(batch, found, texts, strict=True):
                     drawn[row] = Completion(tuple(one.ids), tuple(one.logprobs), text, one.finish_reason)
                 on_progress(len(drawn), len(rows))
@@ -81,7 +84,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _sample(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, stops: list[int], generator: torch.Generator
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, generator: torch.Generator
     ) -> "list[_Drawn]":
         """One completion a prompt. Prompts are left-padded to one length; a row that ended leaves the batch."""
         drawn = [_Drawn(room=min(sampling.max_tokens, self._config.max_model_len - len(prompt))) for prompt in prompts]
@@ -93,7 +96,7 @@ class TransformersEngine:
             chosen = _draw(logprobs, sampling, generator)
             chosen_logprobs = logprobs.gather(1, chosen[:, None])[:, 0]
             for row, token, logprob in zip(live, chosen.tolist(), chosen_logprobs.tolist(), strict=True):
-                drawn[row].append(token, logprob, stops)
+                drawn[row].append(token, logprob, self._stops)
             going = [place for place, row in enumerate(live) if not drawn[row].ended]
             if len(going) < len(live):
                 kept = torch.tensor(going, device=self._device, dtype=torch.long)

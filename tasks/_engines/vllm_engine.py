@@ -56,8 +56,15 @@ class VllmEngine:
         except (InputError, TransientError):
             self.close()
             raise
-        self._served = served
+        self._remember(served)
         LOG.info("vLLM %s on %s ready in %.0f s", self.version, described["device"], time.monotonic() - started)
+
+    def _remember(self, served: ServedModel) -> None:
+        """Keep what generating needs of the policy's files: the merged folder may be gone by then."""
+        self._served = served
+        self._tokenizer = load_tokenizer(served.tokenizer)
+        self._stops = stop_token_ids(served.model, self._tokenizer)
+        self._described = _architecture(served.model)
 
     def _options(self, served: ServedModel) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -88,7 +95,6 @@ class VllmEngine:
     ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         with self._lock:
-            tokenizer = load_tokenizer(self._served.tokenizer)
             fits = [len(prompt) < self._config.max_model_len for prompt in prompts]
             job = Job(
                 prompts=[list(prompt) for prompt, fit in zip(prompts, fits, strict=True) if fit],
@@ -97,7 +103,7 @@ class VllmEngine:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                stop_token_ids=stop_token_ids(self._served.model, tokenizer),
+                stop_token_ids=self._stops,
                 seed=seed,
             )
             answers = iter(self._ask("generate", job, on_progress=on_progress))
@@ -108,7 +114,7 @@ class VllmEngine:
                 found.append([aborted] * n)
                 continue
             drawn = next(answers)
-            texts = decode(tokenizer, [one.token_ids for one in drawn])
+            texts = decode(self._tokenizer, [one.token_ids for one in drawn])
             found.append(
                 [
                     Completion(tuple(one.token_ids), tuple(one.logprobs), text, one.finish_reason)
@@ -129,7 +135,7 @@ class VllmEngine:
             started = time.monotonic()
             folder = str(served.model) if served.model != self._served.model else None
             self._ask("load", folder, str(served.adapter) if served.adapter else None)
-            self._served = served
+            self._remember(served)
             LOG.info("vLLM serves policy %s, swapped in %.1f s", served.policy_id, time.monotonic() - started)
 
     def _swappable(self, served: ServedModel) -> bool:
@@ -141,7 +147,7 @@ class VllmEngine:
             return same_room and served.model == self._served.model
         if before is not after:
             return False
-        return _architecture(served.model) == _architecture(self._served.model)
+        return _architecture(served.model) == self._described
 
     @property
     def alive(self) -> bool:
