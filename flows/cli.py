@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 
 from flows import inspect_commands
-from flows.config import RunConfig, load_config
+from flows.config import RunConfig, default_root, load_config
 from flows.environment import embedded
+from flows.steps import committed_state
+from storage.campaigns import Campaign
 from storage.errors import CampaignConflict, InputError, PosttrainError
 from storage.home import home
 
@@ -87,9 +89,11 @@ def rerun(
 ) -> None:
     """Run a single stage of an iteration again, and nothing else."""
     embedded(home())
+    place = Campaign(root or default_root(), campaign)
+    committed_state(place, iteration, stage)
     from flows.rerun_stage import rerun_stage
 
-    console.print(rerun_stage(campaign, iteration, stage, force, root))
+    console.print(rerun_stage(campaign, iteration, stage, force, place.root))
 
 
 @app.command()

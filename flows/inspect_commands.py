@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from flows.config import ROOT_VARIABLE, default_root
 from flows.environment import embedded
-from flows.tables import cell, iteration_rows, iteration_table, number, rows_table, short_id, size_text
+from flows.tables import cell, iteration_rows, iteration_table, number, rows_table, seconds_table, short_id, size_text
 from storage import campaigns, collection
 from storage.artifacts import Artifact, Manifest
 from storage.campaigns import Campaign
@@ -56,6 +56,8 @@ def status(
         return
     console = Console()
     console.print(iteration_table(states, manifests, title=f"campaign {name}"))
+    console.print()
+    console.print(seconds_table(states, manifests))
     if states:
         console.print(f"champion {short_id(states[-1].champion)}, policy {short_id(states[-1].policy)}")
     _print_flight(console, flight)

@@ -5,6 +5,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows.config import RunConfig
 from flows.launches import LaunchContext, launched, tracked_iteration
+from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.fingerprints import derive_seed
@@ -22,7 +23,6 @@ from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
 from tasks.select.stage import select, select_held_out
 
-FIRST = 0
 REPORTED_ITERATIONS = 60
 
 

@@ -3,9 +3,10 @@
 from prefect import flow, get_run_logger
 
 from flows.config import RunConfig, default_root, parse_config
-from flows.iteration import FIRST, take_first_steps, take_steps
+from flows.iteration import take_first_steps, take_steps
 from flows.launches import launched, tracked_iteration
 from flows.log_rules import keep_to_one_line
+from flows.steps import FIRST, committed_state
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
@@ -15,20 +16,6 @@ from tasks._stage import RunContext, StoppedAfter
 from tasks.curate.stage import curate
 
 keep_to_one_line()
-
-FIRST_STEPS = ("curate", "evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
-STEPS = (
-    "curate",
-    "select",
-    "rollouts",
-    "grading",
-    "filtering",
-    "preferences",
-    "reward_model",
-    "policy_update",
-    *FIRST_STEPS[1:],
-    "report",
-)
 
 
 @flow(name="rerun-stage", flow_run_name="{campaign} {iteration} {stage}", persist_result=True)
@@ -40,7 +27,7 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
     launch. Gives the id of the artifact. Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
     place = Campaign(root or default_root(), campaign)
-    done = _committed(place, iteration, stage)
+    done = committed_state(place, iteration, stage)
     record = place.launch(done.launch_id if done else None)
     config = parse_config({**record.config, "root": place.root}, f"launch {record.launch_id}")
     forced = frozenset({stage}) if force else frozenset()
@@ -72,19 +59,6 @@ def _steps_until(stage: str, place: Campaign, done: State | None, config: RunCon
     raise InputError(
         f"campaign {place.name!r}, iteration {run.iteration}: stage {stage!r} isn't due there under its configuration"
     )
-
-
-def _committed(place: Campaign, iteration: int, stage: str) -> State | None:
-    """The state after an iteration if it is committed, None if the iteration may begin; else `InputError`."""
-    steps = FIRST_STEPS if iteration == FIRST else STEPS
-    if stage not in steps:
-        raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
-    known = place.iterations()
-    if iteration in known:
-        return place.state(iteration)
-    if iteration != (known[-1] + 1 if known else FIRST):
-        raise InputError(f"campaign {place.name!r} below {place.root}: no iteration {iteration}; committed: {known}")
-    return None
 
 
 def _warn_of_what_depends(root: str, made: Artifact) -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from flows.config import RunConfig
 from flows.launches import prefect_url
-from flows.tables import iteration_table
+from flows.tables import iteration_table, seconds_table
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.home import home
@@ -21,6 +21,9 @@ def print_summary(config: RunConfig, last: State, console: Console) -> None:
         made: Artifact.at(campaign.root, made).manifest for state in states for made in set(state.steps.values())
     }
     console.print(iteration_table(states, manifests))
+    console.print()
+    console.print(seconds_table(states, manifests))
+    console.print()
     if "report" in last.steps:
         page = Artifact.at(campaign.root, last.steps["report"]).file("report.html")
         shown = home() / "reports" / f"{config.campaign}.html"

@@ -30,7 +30,11 @@ def iteration_rows(states: Iterable[State], manifests: Mapping[str, Manifest]) -
                 "rollouts": metrics.get("rollouts", {}).get("rollouts"),
                 "kept": metrics.get("filtering", {}).get("kept"),
                 "promoted": None if promoted is None else bool(promoted),
-                "seconds": {step: round(manifest.duration_s, 2) for step, manifest in steps.items()},
+                "seconds": {
+                    step: round(manifest.duration_s, 2)
+                    for step, manifest in steps.items()
+                    if manifest.iteration == state.iteration
+                },
                 "policy": state.policy,
                 "champion": state.champion,
             }
@@ -39,13 +43,13 @@ def iteration_rows(states: Iterable[State], manifests: Mapping[str, Manifest]) -
 
 
 def iteration_table(states: Iterable[State], manifests: Mapping[str, Manifest], *, title: str | None = None) -> Table:
-    """What each iteration came to: reward, held-out score with its interval, kept rollouts, seconds per stage."""
+    """What each iteration came to: reward, held-out score with its interval, kept rollouts, seconds in its stages."""
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("iteration", justify="right")
     for name in ("reward", "held-out score [95 %]", "kept"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("promoted")
-    table.add_column("seconds per stage")
+    table.add_column("seconds", justify="right")
     for row in iteration_rows(states, manifests):
         table.add_row(
             str(row["iteration"]),
@@ -53,8 +57,21 @@ def iteration_table(states: Iterable[State], manifests: Mapping[str, Manifest], 
             score_text(row),
             _kept(row),
             {None: "", True: "yes", False: "no"}[row["promoted"]],
-            _seconds(row["seconds"]),
+            f"{sum(row['seconds'].values()):.0f}",
         )
+    return table
+
+
+def seconds_table(states: Iterable[State], manifests: Mapping[str, Manifest], *, newest: int = 8) -> Table:
+    """Seconds per stage, a column for each of the newest iterations; a stage that was found cost none."""
+    rows = iteration_rows(states, manifests)[-newest:]
+    table = Table(title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("seconds per stage")
+    for row in rows:
+        table.add_column(str(row["iteration"]), justify="right")
+    steps = list(dict.fromkeys(step for row in reversed(rows) for step in row["seconds"]))
+    for step in steps:
+        table.add_row(step, *(f"{row['seconds'][step]:.1f}" if step in row["seconds"] else "" for row in rows))
     return table
 
 
@@ -118,10 +135,3 @@ def _kept(row: Mapping[str, Any]) -> str:
         return ""
     total = f" of {row['rollouts']:.0f}" if row["rollouts"] is not None else ""
     return f"{row['kept']:.0f}{total}"
-
-
-def _seconds(seconds: Mapping[str, float]) -> str:
-    """Steps that took a second or more, then the sum of all."""
-    shown = [f"{step} {value:.0f}" for step, value in seconds.items() if value >= 1]
-    total = f"all {sum(seconds.values()):.0f}" if seconds else ""
-    return ", ".join([*shown, total]) if shown else total

@@ -1,0 +1,36 @@
+"""The steps of an iteration by name, and the check of what a rerun asks for: light, before anything starts."""
+
+from storage.campaigns import Campaign, State
+from storage.errors import InputError
+
+FIRST = 0
+FIRST_STEPS = ("curate", "evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
+STEPS = (
+    "curate",
+    "select",
+    "rollouts",
+    "grading",
+    "filtering",
+    "preferences",
+    "reward_model",
+    "policy_update",
+    *FIRST_STEPS[1:],
+    "report",
+)
+
+
+def committed_state(place: Campaign, iteration: int, stage: str) -> State | None:
+    """The state after an iteration if it is committed, None if the iteration is the next one.
+
+    Raises `InputError` for a campaign, iteration or stage that there isn't.
+    """
+    steps = FIRST_STEPS if iteration == FIRST else STEPS
+    if stage not in steps:
+        raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
+    place.launch()
+    known = place.iterations()
+    if iteration in known:
+        return place.state(iteration)
+    if iteration != (known[-1] + 1 if known else FIRST):
+        raise InputError(f"campaign {place.name!r} below {place.root}: no iteration {iteration}; committed: {known}")
+    return None
