@@ -46,13 +46,13 @@ class VllmEngine:
         self._start(served)
 
     def _start(self, served: ServedModel) -> None:
-        started = time.monotonic()
+        started, options = time.monotonic(), self._options(served)
         self._log_path = _new_log()
         self._process, self._connection = _spawn(
             self._log_path, child_environment(self._config, self._slot, self._slots)
         )
         try:
-            described = self._ask("start", self._options(served), timeout_s=self._config.start_timeout_s)
+            described = self._ask("start", options, timeout_s=self._config.start_timeout_s)
         except (InputError, TransientError):
             self.close()
             raise
