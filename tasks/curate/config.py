@@ -27,7 +27,7 @@ class SourceConfig(StrictConfig):
     tags: list[str] = Field(default_factory=list, description="kept with each prompt")
     verifier: VerifierConfig | None = Field(None, description="needed for files; a generator brings its own")
     generator: str | None = Field(None, description="a registered generator or package.module:object")
-    params: dict[str, Any] = Field(default_factory=dict, description="passed to the generator")
+    params: dict[str, Any] = unhashed({}, "passed to the generator; hashed with the sources, less its paths")
 
     @model_validator(mode="after")
     def _files_or_generator(self) -> Self:

@@ -12,30 +12,44 @@ from tasks.curate.rows import Rejection, Row
 class Generator(Protocol):
     """Makes prompts. A module with these names is one.
 
-    Its rows have the fields `messages` and, optionally, `answer` and `tags`.
+    Its rows have the fields `messages` and, optionally, `answer` and `tags`. `VERSION` is raised when the same
+    parameters and files should give other rows. `PATHS` names the parameters that are paths: their files'
+    digests stand for them in the fingerprint.
     """
 
     DOMAIN: str
     VERIFIER: str
+    VERSION: str
+    PATHS: tuple[str, ...]
 
     def rows(self, params: dict[str, Any], seed: int) -> Iterator[Row | Rejection]:
         """The prompts, in an order that follows from the parameters and the seed alone."""
 
     def digests(self, params: dict[str, Any]) -> dict[str, str]:
-        """File -> content digest of what the generator reads. Raises `InputError` for wrong parameters."""
+        """File -> content digest of what the generator reads, in the order of `PATHS`.
+
+        Raises `InputError` for wrong parameters.
+        """
 
 
 GENERATORS: dict[str, Generator] = {"haiku": haiku}
+REQUIRED = ("DOMAIN", "VERIFIER", "VERSION", "PATHS", "rows", "digests")
 
 
 def resolve_generator(name: str) -> Generator:
-    """The generator of that name or dotted path. Raises `InputError` when there is none."""
+    """The generator of that name or dotted path. Raises `InputError` when there is none or it lacks a part."""
     if name in GENERATORS:
         return GENERATORS[name]
     module, _, attribute = name.partition(":")
     if not attribute:
         raise InputError(f"no generator {name!r}; there are {', '.join(GENERATORS)}, or give package.module:object")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"generator {name!r} can't be imported: {error}") from error
+    missing = [part for part in REQUIRED if not hasattr(found, part)]
+    if missing:
+        raise InputError(f"generator {name!r} has no {', '.join(missing)}; a generator has {', '.join(REQUIRED)}")
+    if not isinstance(found.PATHS, tuple):
+        raise InputError(f"generator {name!r}: PATHS is {found.PATHS!r}; expected a tuple of names of parameters")
+    return found

@@ -9,6 +9,8 @@ from tasks.curate.rows import Rejection, Row, excerpt
 
 DOMAIN = "haiku"
 VERIFIER = "haiku"
+VERSION = "1"
+PATHS: tuple[str, ...] = ("topics",)
 TEMPLATE = "Write a haiku about {topic}. Reply with three lines only: 5, 7 and 5 syllables."
 SYSTEM = "You write haiku."
 KNOWN_PARAMS = ("topics", "limit")

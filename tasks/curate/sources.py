@@ -60,16 +60,21 @@ def check_sources(config: CurateConfig) -> None:
         raise InputError("\n".join(problems))
 
 
-def source_digests(config: CurateConfig) -> dict[str, str]:
-    """File -> digest of its content, for every file that the sources read: part of the stage's fingerprint."""
-    digests: dict[str, str] = {}
-    for source in config.sources:
-        if source.generator is not None:
-            digests |= resolve_generator(source.generator).digests(source.params)
-            continue
-        for file in source_files(source):
-            digests[file.name] = file_digest(file.filesystem, file.path, file.name)
-    return digests
+def source_content(source: SourceConfig) -> dict[str, Any]:
+    """What decides a source's rows besides its hashed fields: its files' digests in order, without their paths.
+
+    For a generator also its version and its other parameters. It is part of the stage's fingerprint.
+    """
+    if source.generator is None:
+        return {"files": [file_digest(file.filesystem, file.path, file.name) for file in source_files(source)]}
+    generator = resolve_generator(source.generator)
+    params = source.model_dump(mode="json")["params"]
+    return {
+        "files": list(generator.digests(source.params).values()),
+        "paths": sorted(params.keys() & set(generator.PATHS)),
+        "params": {name: value for name, value in params.items() if name not in generator.PATHS},
+        "version": generator.VERSION,
+    }
 
 
 def _check_source(source: SourceConfig) -> None:

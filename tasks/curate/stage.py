@@ -1,15 +1,17 @@
 """The stage `curate`: sources -> the pool of prompts, and the rows set aside."""
 
+from typing import Any
+
 from storage.artifacts import Outputs
 from tasks._stage import StageContext, stage
 from tasks.curate.config import CurateConfig
 from tasks.curate.pool import build_pool
-from tasks.curate.sources import source_digests
+from tasks.curate.sources import source_content
 
 
-def content_of_sources(config: CurateConfig) -> list[str]:
-    """What the fingerprint covers besides the configuration: the digest of each file's content, without its path."""
-    return list(source_digests(config).values())
+def content_of_sources(config: CurateConfig) -> list[dict[str, Any]]:
+    """What the fingerprint covers besides the configuration: what each source holds, wherever it lies."""
+    return [source_content(source) for source in config.sources]
 
 
 @stage("curate", version=1, extra=content_of_sources)

@@ -1,18 +1,23 @@
 """Duplicates, clusters and the split: what must hold for any pool."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InputError
+from storage.fingerprints import fingerprint, hashed_part
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.duplicates import cluster_ids, cluster_near_duplicates, jaccard, shingles
 from tasks.curate.normalise import normalise_text
 from tasks.curate.pool import build_pool
+from tasks.curate.rows import Row
 from tasks.curate.split import split_by_cluster
+from tasks.curate.stage import content_of_sources
 
 TOPICS = Path(__file__).parents[2] / "deployments" / "quickstart-topics.txt"
 VOCABULARY = ("sun", "moon", "rain", "old", "pond", "frog", "leaps", "in", "water", "sound")
@@ -126,6 +131,56 @@ def test_wrong_parameters_of_the_haiku_generator_are_named(params, message):
 def test_an_unknown_generator_lists_those_that_exist():
     with pytest.raises(InputError, match="no generator 'limerick'; there are haiku"):
         build_pool(CurateConfig(sources=[SourceConfig(generator="limerick")]), seed=0)
+
+
+def curated(generator: str, **params) -> str:
+    config = CurateConfig(sources=[SourceConfig(generator=generator, params=params)])
+    return fingerprint("curate", 1, hashed_part(config), {}, 0, content_of_sources(config))
+
+
+def test_a_generators_paths_are_no_part_of_the_fingerprint_and_all_else_is(tmp_path):
+    here, there = tmp_path / "topics.txt", tmp_path / "moved.txt"
+    for path in (here, there):
+        path.write_text("rain\nsnow\n")
+    made = curated("haiku", topics=str(here))
+    assert curated("haiku", topics=str(there)) == made
+    assert curated("haiku", topics=str(here), limit=1) != made
+    there.write_text("rain\nfog\n")
+    assert curated("haiku", topics=str(there)) != made
+
+
+@pytest.fixture
+def own_generators():
+    module = ModuleType("own_generators")
+
+    class Riddles:
+        DOMAIN, VERIFIER, VERSION, PATHS = "riddles", "length", "1", ()
+
+        def rows(self, params, seed):
+            yield Row("riddles", 1, {"messages": [{"role": "user", "content": "What has keys but no locks?"}]})
+
+        def digests(self, params):
+            return {}
+
+    module.riddles, module.made = Riddles(), Riddles
+    sys.modules["own_generators"] = module
+    yield module
+    del sys.modules["own_generators"]
+
+
+def test_a_generators_new_version_is_another_fingerprint(own_generators):
+    first = curated("own_generators:riddles")
+    own_generators.riddles.VERSION = "2"
+    assert curated("own_generators:riddles") != first
+
+
+def test_a_generator_that_lacks_a_part_is_told_which(own_generators):
+    own_generators.riddles.PATHS = "topics"
+    with pytest.raises(InputError, match="PATHS is 'topics'; expected a tuple"):
+        curated("own_generators:riddles")
+    del own_generators.made.VERSION
+    with pytest.raises(InputError, match="has no VERSION; a generator has DOMAIN"):
+        curated("own_generators:made")
 
 
 def test_a_pool_that_is_one_cluster_cannot_be_split(tmp_path):

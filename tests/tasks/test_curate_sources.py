@@ -13,7 +13,8 @@ from storage.records import Prompt, RejectedRow
 from storage.store import open_store
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.pool import build_pool
-from tasks.curate.sources import check_sources, source_digests
+from tasks.curate.sources import check_sources, source_content
+from tasks.curate.stage import content_of_sources
 
 QUESTIONS = [f"What is {a} times {b + 20}, and how did you find the {a}th result?" for a in range(6) for b in (1, 50)]
 
@@ -96,11 +97,12 @@ def test_an_s3_source_is_known_by_its_content_and_needs_credentials(seaweed, mon
     for name, value in (values | {"SECRET_ACCESS_KEY": seaweed.secret_key}).items():
         monkeypatch.setenv(f"AWS_{name}", value)
     root = seaweed.fresh_prefix()
-    there = config(source(f"{root}/rows.jsonl", answer_field=None))
+    one = source(f"{root}/rows.jsonl", answer_field=None)
+    there = config(one)
     digests = []
     for text in ("Who?", "Who?", "Why?"):
         open_store(root).write("rows.jsonl", json.dumps({"question": text}).encode())
-        digests.append(source_digests(there))
+        digests.append(source_content(one))
     assert digests[0] == digests[1] != digests[2]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match="not allowed to read it"):
@@ -208,8 +210,20 @@ def test_digests_follow_the_content_not_the_path(tmp_path):
     one = write_jsonl(tmp_path / "one.jsonl", rows())
     same = write_jsonl(tmp_path / "same.jsonl", rows())
     other = write_jsonl(tmp_path / "other.jsonl", rows()[1:])
-    digests = source_digests(config(source(one), source(same), source(other)))
-    assert digests[str(one)] == digests[str(same)] != digests[str(other)]
+    assert source_content(source(one)) == source_content(source(same)) != source_content(source(other))
+
+
+def test_which_source_a_file_belongs_to_is_part_of_the_content(tmp_path):
+    """A file that moves from one source's folder to the next one's gets that one's verifier and domain."""
+    left, right = tmp_path / "left", tmp_path / "right"
+    for folder in (left, right):
+        folder.mkdir()
+        write_jsonl(folder / "m.jsonl", rows()[: 2 if folder == left else 4])
+    write_jsonl(left / "n.jsonl", rows()[5:])
+    sources = config(source(left), source(right, domain="other"))
+    before = content_of_sources(sources)
+    (left / "n.jsonl").rename(right / "a.jsonl")
+    assert content_of_sources(sources) != before
 
 
 def test_a_system_message_is_added_where_there_is_none(tmp_path):
