@@ -45,7 +45,7 @@ class GradingConfig(StrictConfig):
     """The graders and their weights."""
 
     graders: list[GraderConfig] = Field(default_factory=lambda: [GraderConfig()], min_length=1)
-    rows_per_shard: int = Field(default=20_000, ge=1, description="rollouts that one grader scores in one shard")
+    rows_per_shard: int = unhashed(20_000, "rollouts that one grader scores in one shard, at most", ge=1)
     max_failed_fraction: float = unhashed(
         0.1, "the stage fails when a grader fails on a larger share of the rollouts", ge=0, le=1
     )

@@ -1,5 +1,6 @@
 """The stage `grading`: rollouts -> one grade per rollout and grader, and their composite reward."""
 
+import threading
 import time
 
 import polars as pl
@@ -15,7 +16,10 @@ from tasks.grading.grade import GRADED_COLUMNS, grade_rollouts
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
 from tasks.grading.verdict import with_defaults
-from tasks.grading.verifiers import VERIFIERS, resolve_verifier
+from tasks.grading.verifiers import resolve_verifier
+
+# Shards run side by side in threads; each loads the reward model, and a device holds one at a time.
+_one_reward_model = threading.Lock()
 
 
 def plan(rollouts: Artifact, config: GradingConfig) -> int:
@@ -23,11 +27,13 @@ def plan(rollouts: Artifact, config: GradingConfig) -> int:
     return shard_count(rollouts.manifest.tables["rollouts"].rows, config)
 
 
-def versions(config: GradingConfig) -> dict[str, str]:
-    """The versions of the rules that the graders apply: part of the fingerprint."""
-    used = {name: rule.version for name, rule in VERIFIERS.items()} if _uses(config, PROMPT_VERIFIER) else {}
-    named = (spec.grader for spec in config.graders if spec.grader not in (PROMPT_VERIFIER, REWARD_MODEL))
-    return used | {name: resolve_verifier(name).version for name in named}
+def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
+    """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
+    named = {spec.grader for spec in config.graders}
+    used = named - {PROMPT_VERIFIER, REWARD_MODEL}
+    if PROMPT_VERIFIER in named:
+        used.update(batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"])
+    return {name: resolve_verifier(name).version for name in sorted(used)}
 
 
 def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
@@ -49,7 +55,7 @@ def grade(
     context: StageContext,
 ) -> Outputs:
     """One grader's grades of one slice. `config` is already `active` for the iteration."""
-    part = shard_at(shard.index, rollouts.manifest.tables["rollouts"].rows, config)
+    part = shard_at(shard.index, shard.count, rollouts.manifest.tables["rollouts"].rows, config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
@@ -62,12 +68,10 @@ def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grade
     if reward_model is None:
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
     options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
-    started = time.perf_counter()
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
-    scores = score(resolve_policy(base_of(reward_model)).base, reward_model.files_folder(), prompts, answers, **options)
-    latency_s = (time.perf_counter() - started) / max(len(sampled), 1)
+    with _one_reward_model:
+        started = time.perf_counter()
+        base = resolve_policy(base_of(reward_model)).base
+        scores = score(base, reward_model.files_folder(), prompts, answers, **options)
+        latency_s = (time.perf_counter() - started) / max(len(sampled), 1)
     return grades_from_scores(sampled, scores, grader=grader, version=reward_model.fingerprint, latency_s=latency_s)
-
-
-def _uses(config: GradingConfig, grader: str) -> bool:
-    return any(spec.grader == grader for spec in config.graders)

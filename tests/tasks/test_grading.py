@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from storage.errors import InputError, StageFailed
+from storage.fingerprints import hashed_part
 from storage.records import BatchEntry, Grade, Reward, Rollout
 from tasks._training.heads import Scores
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
@@ -189,10 +190,20 @@ def test_shards_cover_every_rollout_of_every_grader_once(rows, per_shard, grader
         graders=[GraderConfig(name=f"g{index}") for index in range(graders)], rows_per_shard=per_shard
     )
     seen = []
-    for index in range(shard_count(rows, config)):
-        part = shard_at(index, rows, config)
-        seen += [(part.grader.label, row) for row in range(part.first, min(part.first + part.rows, rows))]
+    count = shard_count(rows, config)
+    for index in range(count):
+        part = shard_at(index, count, rows, config.graders)
+        assert part.rows <= per_shard
+        seen += [(part.grader.label, row) for row in range(part.first, part.first + part.rows)]
     assert sorted(seen) == [(f"g{index}", row) for index in range(graders) for row in range(rows)]
+
+
+def test_shards_of_another_size_but_equal_number_are_the_same_shards():
+    """An earlier attempt's shards are found by number: 10 rollouts in fives and in sixes are two shards each."""
+    fives, sixes = GradingConfig(rows_per_shard=5), GradingConfig(rows_per_shard=6)
+    assert shard_count(10, fives) == shard_count(10, sixes) == 2
+    assert [shard_at(index, 2, 10, fives.graders)[1:] for index in (0, 1)] == [(0, 5), (5, 5)]
+    assert hashed_part(fives) == hashed_part(sixes)
 
 
 def test_the_graders_of_an_iteration():

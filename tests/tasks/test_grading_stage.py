@@ -1,0 +1,119 @@
+"""The grading stage on real artifacts: whose versions it hashes, and reward-model shards one after the other."""
+
+import logging
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from types import ModuleType
+
+import polars as pl
+import pytest
+import torch
+
+from storage.artifacts import Artifact, Outputs
+from storage.commits import Attempt, Recipe, commit_outputs
+from storage.errors import InputError
+from storage.policies import register_base
+from storage.records import RECORDS
+from tasks._stage import Shard, StageContext
+from tasks._training.heads import HeadDescription, fresh_scoring_model, save_scoring_model, score
+from tasks._training.lora import LoraSpec
+from tasks.grading import stage as grading
+from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.grading.verdict import Verdict
+
+BATCH, ROLLOUTS = (RECORDS[name].create_empty().schema for name in ("batch", "rollouts"))
+SCORED = GradingConfig(graders=[GraderConfig(grader="reward_model", params={"device": "cpu"})], rows_per_shard=4)
+
+
+def committed(tmp_path, name, **outputs) -> Artifact:
+    artifact = Artifact(root=str(tmp_path / "root"), stage=name, fingerprint=f"{name}0")
+    recipe = Recipe(artifact, step=name, version=1, config={}, inputs={}, seed=None)
+    commit_outputs(recipe, Attempt(datetime.now(UTC), tmp_path), Outputs(**outputs))
+    return artifact
+
+
+def batch_of(tmp_path, *verifiers: str) -> Artifact:
+    rows = [
+        dict(prompt_id=f"p{index}", position=index, samples=1, answer=None, cluster_id=f"p{index}", split="train")
+        | dict(messages=[{"role": "user", "content": "hi"}], verifier={"name": name, "params": "{}"})
+        for index, name in enumerate(verifiers)
+    ]
+    return committed(tmp_path, "select", batch=pl.DataFrame(rows, schema=BATCH))
+
+
+def rollouts_of(tmp_path, count: int) -> Artifact:
+    rows = [
+        dict(rollout_id=f"r{index}", prompt_id="p0", sample_index=index, iteration=1, policy_id="policy")
+        | dict(prompt_token_ids=[1, 2, 3], token_ids=[4 + index, 5], logprobs=[-0.5, -0.5], text="x")
+        | dict(finish_reason="stop", engine="transformers", sampling="{}", created_at=datetime(2026, 1, 1, tzinfo=UTC))
+        for index in range(count)
+    ]
+    return committed(tmp_path, "rollouts", rollouts=pl.DataFrame(rows, schema=ROLLOUTS))
+
+
+@pytest.fixture
+def own_verifier():
+    def half(text, answer, params):
+        return Verdict(0.5)
+
+    half.version = "3"
+    sys.modules["own_verifiers"] = module = ModuleType("own_verifiers")
+    module.half = half
+    yield half
+    del sys.modules["own_verifiers"]
+
+
+def test_a_prompts_own_verifier_is_hashed_with_its_version(tmp_path, own_verifier):
+    batch = batch_of(tmp_path, "haiku", "own_verifiers:half", "haiku")
+    assert grading.versions(GradingConfig(), batch) == {"haiku": "1", "own_verifiers:half": "3"}
+    own_verifier.version = "4"
+    assert grading.versions(GradingConfig(), batch)["own_verifiers:half"] == "4"
+
+
+def test_only_the_verifiers_that_grade_are_hashed(tmp_path, own_verifier):
+    batch = batch_of(tmp_path, "haiku", "nowhere:verify")
+    named = GradingConfig(graders=[GraderConfig(grader="own_verifiers:half"), GraderConfig(grader="reward_model")])
+    assert grading.versions(named, batch) == {"own_verifiers:half": "3"}
+    with pytest.raises(InputError, match="'nowhere:verify' can't be imported"):
+        grading.versions(GradingConfig(), batch)
+
+
+@pytest.fixture
+def reward_model(tmp_path, tiny_model) -> Artifact:
+    description = HeadDescription(end_token_id=2, dtype="float32", layers=None)
+    model = fresh_scoring_model(tiny_model, LoraSpec(4, 8), description, seed=0, device=torch.device("cpu"))
+    (tmp_path / "saved").mkdir()
+    files = {path.name: path for path in save_scoring_model(model, description, tmp_path / "saved")}
+    base = register_base(str(tmp_path / "root"), str(tiny_model))
+    return committed(tmp_path, "reward_model", files=files, facts={"base": base.id})
+
+
+def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path, reward_model, monkeypatch):
+    inputs = dict(rollouts=rollouts_of(tmp_path, 10), batch=batch_of(tmp_path, "haiku"), reward_model=reward_model)
+    context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
+    inside, most = [], []
+
+    def watched(*arguments, **options):
+        inside.append(threading.get_ident())
+        most.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return score(*arguments, **options)
+        finally:
+            inside.pop()
+
+    def shard(index: int, count: int) -> pl.DataFrame:
+        made = grading.grade.function(**inputs, config=SCORED, shard=Shard(index, count), context=context)
+        return made.tables["grades"]
+
+    monkeypatch.setattr(grading, "score", watched)
+    count = grading.plan(inputs["rollouts"], SCORED)
+    with ThreadPoolExecutor(count) as pool:
+        parts = pl.concat(pool.map(shard, range(count), [count] * count))
+    assert most == [1] * 3
+    whole = shard(0, 1)
+    assert parts["rollout_id"].to_list() == whole["rollout_id"].to_list()
+    assert parts["score"].to_list() == pytest.approx(whole["score"].to_list(), abs=1e-5)
