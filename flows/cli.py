@@ -45,9 +45,11 @@ def check(
     seed: Seed = None,
 ) -> None:
     """Validate a run file, resolve it and print the plan. Nothing is run."""
+    checked = _configured(config, root, iterations, settings, seed)
+    embedded(home())
     from flows.plan import print_plan
 
-    print_plan(_configured(config, root, iterations, settings, seed), console)
+    print_plan(checked, console)
 
 
 @app.command()

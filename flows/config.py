@@ -7,9 +7,10 @@ import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
@@ -22,7 +23,7 @@ from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.report.config import ReportConfig
 from tasks.reward_model.config import RewardModelConfig
-from tasks.rollouts.config import RolloutsConfig
+from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
@@ -48,6 +49,13 @@ class TrackingConfig(StrictConfig):
     uri: str | None = Field(None, description="MLflow; default: $MLFLOW_TRACKING_URI, else SQLite in the home folder")
     experiment: str = Field("posttrain", min_length=1, description="MLflow experiment")
 
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str | None) -> str | None:
+        if uri and "@" in urlsplit(uri).netloc:
+            raise ValueError("holds credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+        return uri
+
 
 class RunConfig(StrictConfig):
     """A run: what is trained on what, for how many iterations, and where everything goes."""
@@ -70,6 +78,19 @@ class RunConfig(StrictConfig):
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     stage_timeout_s: float = unhashed(4 * 3600.0, "longest that one stage may take, in seconds", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, document: Any) -> Any:
+        """Dr. GRPO's constant length is the rollouts' token limit, unless the file says otherwise."""
+        if not isinstance(document, dict):
+            return document
+        rollouts, update = document.get("rollouts") or {}, document.get("policy_update") or {}
+        sampling = (rollouts.get("sampling") or {}) if isinstance(rollouts, dict) else None
+        if not isinstance(sampling, dict) or not isinstance(update, dict) or "max_tokens" in update:
+            return document
+        limit = sampling.get("max_tokens", SamplingConfig().max_tokens)
+        return {**document, "policy_update": {**update, "max_tokens": limit}}
 
     def resolved_root(self) -> str:
         """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""

@@ -4,13 +4,13 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
 
 from flows.config import RunConfig
-from flows.launches import LaunchContext, launched, tracked_iteration
+from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.fingerprints import derive_seed
 from storage.policies import base_of, register_base
-from storage.tracking import Tracker
+from storage.tracking import open_tracker
 from tasks._stage import RunContext
 from tasks.curate.stage import curate
 from tasks.evaluation.stage import evaluate
@@ -26,7 +26,12 @@ from tasks.select.stage import select, select_held_out
 REPORTED_ITERATIONS = 60
 
 
-@flow(name="iteration", flow_run_name="{config.campaign} after {state.iteration}", persist_result=True, retries=0)
+@flow(
+    name="iteration",
+    flow_run_name="{config.campaign} after {state.iteration}",
+    persist_result=True,
+    task_runner=shard_runner(),
+)
 def iteration(state: State, config: RunConfig, launch: LaunchContext | None = None) -> State:
     """Make one iteration on top of a committed state and commit the next state.
 
@@ -40,11 +45,11 @@ def iteration(state: State, config: RunConfig, launch: LaunchContext | None = No
 
 
 def _iterate(state: State, config: RunConfig, launch: LaunchContext) -> State:
-    with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as (run, tracker):
+    with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as (run, _):
         pool = curate(config=config.curate, seed=config.seed)
         after = take_steps(state, config, run, pool)
         committed = Campaign(run.root, config.campaign).commit(after.model_copy(update={"launch_id": launch.launch_id}))
-        publish(committed, run, tracker)
+    publish(committed, launch)
     return committed
 
 
@@ -130,12 +135,9 @@ def score_held_out(
 
 def first_state(config: RunConfig, launch: LaunchContext) -> State:
     """Make and commit the state before the first iteration."""
-    with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as (run, tracker):
+    with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as (run, _):
         state = take_first_steps(config, run, curate(config=config.curate, seed=config.seed))
-        committed = Campaign(run.root, config.campaign).commit(state.model_copy(update={"launch_id": launch.launch_id}))
-        base = Artifact.at(run.root, committed.policy)
-        tracker.register_policy(f"{config.campaign}-policy", base, run.mlflow_run_id or "", champion=True)
-    return committed
+        return Campaign(run.root, config.campaign).commit(state.model_copy(update={"launch_id": launch.launch_id}))
 
 
 def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> State:
@@ -153,24 +155,35 @@ def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> Stat
     )
 
 
-def publish(state: State, run: RunContext, tracker: Tracker) -> None:
-    """Show a committed iteration: the policy in MLflow's registry, the report and the links in both UIs."""
-    run_id = run.mlflow_run_id or ""
-    policy = Artifact.at(run.root, state.policy)
-    tracker.register_policy(f"{state.campaign}-policy", policy, run_id, champion=state.champion == state.policy)
-    page = Artifact.at(run.root, state.steps["report"]).file("report.html")
-    tracker.log_file(run_id, page, "report")
+def publish(state: State, launch: LaunchContext) -> None:
+    """Show a committed iteration: its policy in MLflow's registry, its report, a link in Prefect.
+
+    A launch does this first for the state that it finds, in case the one before was cut off between the two.
+    """
+    tracker, run_id = open_tracker(launch.tracking_uri, launch.experiment), state.mlflow_run_id or ""
+    policy = Artifact.at(launch.root, state.policy)
+    page = Artifact.at(launch.root, state.steps["report"]).file("report.html") if "report" in state.steps else None
+    champion = state.champion == state.policy
+    trouble = tracker.publish(run_id, f"{state.campaign}-policy", policy, page, champion=champion)
+    if trouble:
+        get_run_logger().warning(
+            "MLflow didn't take iteration %d (%s); the next launch tries again", state.iteration, trouble
+        )
     create_link_artifact(tracker.url(run_id), link_text=f"MLflow run of iteration {state.iteration}", key="mlflow")
 
 
 def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: RunContext, pool: Artifact) -> Artifact:
-    """The champion's evaluation on today's held-out prompts: the committed one, unless the prompts changed."""
+    """The champion's evaluation as today's configuration makes it: the committed one unless something changed."""
     recorded = Artifact.at(run.root, state.champion_evaluation)
-    settings = {"config": config.evaluation.select, "seed": derive_seed(config.seed, "held-out")}
-    today = select_held_out.artifact(run.root, prompts=pool, **settings)
-    rollouts = Artifact.at(run.root, recorded.manifest.inputs["rollouts"])
-    if rollouts.manifest.inputs["batch"] == today.id:
-        return recorded
+    seed = derive_seed(config.seed, "held-out")
+    batch = select_held_out.artifact(run.root, prompts=pool, config=config.evaluation.select, seed=seed)
+    seed = derive_seed(config.seed, "evaluation")
+    rollouts = generate.artifact(run.root, batch=batch, policy=champion, config=config.rollouts, seed=seed)
+    graders = config.grading.active(FIRST, has_reward_model=False)
+    if rollouts.id == recorded.manifest.inputs["rollouts"]:
+        graded = grade.artifact(run.root, rollouts=rollouts, batch=batch, reward_model=None, config=graders)
+        if graded.id == recorded.manifest.inputs["grading"]:
+            return recorded
     return score_held_out(champion, None, config, pool, name="champion")
 
 

@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
 from flows.config import RunConfig
@@ -15,6 +17,8 @@ from storage.tracking import Tracker, open_tracker
 from tasks._stage import RunContext, run_context
 
 PREFECT_UI = "http://127.0.0.1:4200"
+SHARDS_AT_ONCE = 8
+"""Shards in flight: enough for the engines of one machine, few enough to bound what is in memory."""
 
 
 class LaunchContext(BaseModel):
@@ -25,6 +29,7 @@ class LaunchContext(BaseModel):
     tracking_uri: str
     experiment: str
     mlflow_run_id: str
+    target: int
 
 
 def prefect_url(flow_run_id: str | None) -> str:
@@ -34,12 +39,22 @@ def prefect_url(flow_run_id: str | None) -> str:
     return f"{ui}/runs/flow-run/{flow_run_id}"
 
 
+def shard_runner() -> TaskRunner[Any]:
+    """Runs the shards of a stage as threads, a few at a time."""
+    return ThreadPoolTaskRunner(max_workers=SHARDS_AT_ONCE)
+
+
 @contextmanager
-def launched(config: RunConfig) -> Iterator[LaunchContext]:
-    """Begin a launch: check the store and MLflow, write the configuration down, open the parent run."""
+def launched(config: RunConfig, *, rerun: bool = False) -> Iterator[LaunchContext]:
+    """Begin a launch: check the store and MLflow, write the configuration down, open the parent run.
+
+    A `rerun` of one stage doesn't count as the campaign's newest launch.
+    """
     root = config.resolved_root()
     open_store(root).check()
-    launch_id, uri = new_launch_id(), config.tracking_uri()
+    launch_id, uri = new_launch_id(rerun=rerun), config.tracking_uri()
+    campaign = Campaign(root, config.campaign)
+    target = campaign.earlier_target(flow_run.id) or _target(config, campaign)
     tracker = open_tracker(uri, config.tracking.experiment)
     url = prefect_url(flow_run.id)
     run_id = tracker.start_run(
@@ -54,10 +69,11 @@ def launched(config: RunConfig) -> Iterator[LaunchContext]:
         campaign=config.campaign,
         started_at=datetime.now(UTC),
         config=config.model_dump(mode="json"),
+        target=None if rerun else target,
         prefect_flow_run_id=flow_run.id,
         mlflow_run_id=run_id,
     )
-    Campaign(root, config.campaign).record_launch(launch)
+    campaign.record_launch(launch)
     try:
         yield LaunchContext(
             launch_id=launch_id,
@@ -65,11 +81,20 @@ def launched(config: RunConfig) -> Iterator[LaunchContext]:
             tracking_uri=uri,
             experiment=config.tracking.experiment,
             mlflow_run_id=run_id,
+            target=target,
         )
     except BaseException:
         tracker.finish(run_id, failed=True)
         raise
     tracker.finish(run_id)
+
+
+def _target(config: RunConfig, campaign: Campaign) -> int:
+    """How many iterations the campaign has once this launch is done."""
+    if config.iterations_per_run is None:
+        return config.iterations
+    committed = campaign.iterations()
+    return (committed[-1] if committed else 0) + config.iterations_per_run
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from prefect import flow, get_run_logger
 
 from flows.config import RunConfig
-from flows.iteration import first_state, iteration
-from flows.launches import launched
+from flows.iteration import first_state, iteration, publish
+from flows.launches import launched, shard_runner
 from flows.log_rules import keep_to_one_line
 from storage.campaigns import Campaign, State
 from tasks._engines import pool
@@ -12,7 +12,12 @@ from tasks._engines import pool
 keep_to_one_line()
 
 
-@flow(name="post-training", flow_run_name="{config.campaign}", persist_result=True, log_prints=False)
+@flow(
+    name="post-training",
+    flow_run_name="{config.campaign}",
+    persist_result=True,
+    task_runner=shard_runner(),
+)
 def post_training(config: RunConfig) -> State:
     """Bring a campaign to `config.iterations`, from wherever it was left.
 
@@ -23,12 +28,14 @@ def post_training(config: RunConfig) -> State:
         with launched(config) as launch:
             campaign = Campaign(launch.root, config.campaign)
             state = campaign.last_state() or first_state(config, launch)
-            target = state.iteration + config.iterations_per_run if config.iterations_per_run else config.iterations
-            if state.iteration >= target:
+            publish(state, launch)
+            if state.iteration >= launch.target:
                 log.info("campaign %s has its %d iterations; nothing to do", config.campaign, state.iteration)
-            while state.iteration < target:
-                log.info("campaign %s: iteration %d of %d", config.campaign, state.iteration + 1, target)
-                state = iteration(state, config, launch)
+            while state.iteration < launch.target:
+                log.info("campaign %s: iteration %d of %d", config.campaign, state.iteration + 1, launch.target)
+                iteration(state, config, launch)
+                # Not what the flow returned: on a retry Prefect hands out what an earlier call returned.
+                state = campaign.last_state() or state
             return state
     finally:
         pool.close_all()

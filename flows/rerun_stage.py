@@ -1,10 +1,12 @@
 """Rerun one stage of one iteration, and nothing else."""
 
+import re
+
 from prefect import flow, get_run_logger
 
-from flows.config import RunConfig, default_root, parse_config
+from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, parse_config
 from flows.iteration import take_first_steps, take_steps
-from flows.launches import launched, tracked_iteration
+from flows.launches import launched, shard_runner, tracked_iteration
 from flows.log_rules import keep_to_one_line
 from flows.steps import FIRST, committed_state
 from storage.artifacts import Artifact
@@ -18,7 +20,12 @@ from tasks.curate.stage import curate
 keep_to_one_line()
 
 
-@flow(name="rerun-stage", flow_run_name="{campaign} {iteration} {stage}", persist_result=True)
+@flow(
+    name="rerun-stage",
+    flow_run_name="{campaign} {iteration} {stage}",
+    persist_result=True,
+    task_runner=shard_runner(),
+)
 def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, root: str | None = None) -> str:
     """Bring one step of an iteration up to date; the steps before it are found, not run.
 
@@ -26,6 +33,8 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
     of what was there. The configuration is that of the launch which made the iteration, else of the newest
     launch. Gives the id of the artifact. Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
+    if not re.fullmatch(CAMPAIGN_PATTERN, campaign):
+        raise InputError(f"campaign {campaign!r}: expected lower-case letters, digits, - and _")
     place = Campaign(root or default_root(), campaign)
     done = committed_state(place, iteration, stage)
     record = place.launch(done.launch_id if done else None)
@@ -33,7 +42,7 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
     forced = frozenset({stage}) if force else frozenset()
     try:
         with (
-            launched(config) as launch,
+            launched(config, rerun=True) as launch,
             tracked_iteration(launch, config, iteration, force=forced, stop_after=stage) as (run, _),
         ):
             made = _steps_until(stage, place, done, config, run)

@@ -1,17 +1,17 @@
 """Artifacts: immutable, named by their fingerprint, existing once their manifest does.
 
 Layout below a root: `artifacts/<stage>/<fingerprint>/<table>-00000-<attempt>.parquet`, other files as
-`<attempt>-<name>`, then `_manifest.json` last. A sharded stage first leaves `_shard-00003.json` per shard.
+`<attempt>-<name>`, then `_manifest.json` last. A sharded stage first leaves `_shard-<work>-00003.json` per shard.
 """
 
 import functools
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from storage import reader
 from storage.errors import InputError
@@ -19,15 +19,19 @@ from storage.fingerprints import digest
 from storage.store import open_store
 
 MANIFEST = "_manifest.json"
+# Manifests may come from a bucket that others write to: no name in one may leave its folder.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+IdPart = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Frames = pl.DataFrame | Iterable[pl.DataFrame]
 
 
 class FileEntry(BaseModel):
     """One stored file. `volatile` files (a page with durations in it) are no part of the content digest."""
 
-    name: str
+    name: FileName
     size_bytes: int
-    sha256: str
+    sha256: Sha256
     rows: int | None = None
     volatile: bool = False
 
@@ -55,7 +59,7 @@ class Manifest(BaseModel):
     inputs: dict[str, str] = Field(description="argument -> artifact id")
     seed: int | None
     tables: dict[str, TableEntry]
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     metrics: dict[str, float]
     facts: dict[str, Any] = Field(default_factory=dict, description="what a reader needs that is no table")
     started_at: datetime
@@ -113,16 +117,17 @@ class Artifact(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     root: str
-    stage: str
-    fingerprint: str
+    stage: IdPart
+    fingerprint: IdPart
 
     @classmethod
     def at(cls, root: str, artifact_id: str) -> "Artifact":
         """The artifact that an id such as `rollouts/3f2a...` names below a root."""
         stage, _, fingerprint = artifact_id.partition("/")
-        if not stage or not fingerprint:
-            raise InputError(f"artifact {artifact_id!r}: expected stage/fingerprint")
-        return cls(root=root, stage=stage, fingerprint=fingerprint)
+        try:
+            return cls(root=root, stage=stage, fingerprint=fingerprint)
+        except ValidationError:
+            raise InputError(f"artifact {artifact_id!r}: expected stage/fingerprint") from None
 
     @property
     def id(self) -> str:

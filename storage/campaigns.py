@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.artifacts import Artifact
 from storage.errors import CampaignConflict, InputError
 from storage.store import open_store
+
+RERUN = "-rerun"
+RECENT_LAUNCHES = 20
 
 
 class State(BaseModel):
@@ -44,13 +46,14 @@ class Launch(BaseModel):
     campaign: str
     started_at: datetime
     config: dict[str, Any]
+    target: int | None = Field(None, description="iterations to have in the end")
     prefect_flow_run_id: str | None = None
     mlflow_run_id: str | None = None
 
 
-def new_launch_id() -> str:
-    """An id that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+def new_launch_id(*, rerun: bool) -> str:
+    """An id that sorts by time and tells a rerun of one stage from a run."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}{RERUN if rerun else ''}"
 
 
 class Campaign:
@@ -69,7 +72,7 @@ class Campaign:
     def iterations(self) -> list[int]:
         """The committed iterations, ascending."""
         names = self._store.names(f"{self._folder}/iterations")
-        return sorted(int(name.removesuffix(".json")) for name in names if name[:1].isdigit())
+        return sorted(int(name.removesuffix(".json")) for name in names if _is_committed(name))
 
     def state(self, iteration: int) -> State:
         """The state after an iteration. Raises `InputError` when it isn't committed."""
@@ -107,11 +110,12 @@ class Campaign:
 
     def launch_ids(self) -> list[str]:
         """The launches so far, oldest first."""
-        return [name.removesuffix(".json") for name in self._store.names(f"{self._folder}/launches")]
+        names = self._store.names(f"{self._folder}/launches")
+        return [name.removesuffix(".json") for name in names if _is_committed(name)]
 
     def launch(self, launch_id: str | None = None) -> Launch:
-        """A launch, the newest by default."""
-        known = self.launch_ids()
+        """A launch, by default the newest that isn't a rerun of one stage."""
+        known = [one for one in self.launch_ids() if not one.endswith(RERUN)]
         if not known:
             raise InputError(
                 f"campaign {self.name!r}: nothing was launched below {self.root}; known: {names(self.root)}"
@@ -119,12 +123,21 @@ class Campaign:
         path = f"{self._folder}/launches/{launch_id or known[-1]}.json"
         return Launch.model_validate_json(self._store.read(path))
 
-    def artifact(self, artifact_id: str) -> Artifact:
-        """The artifact of an id that a state holds."""
-        return Artifact.at(self.root, artifact_id)
+    def earlier_target(self, prefect_flow_run_id: str | None) -> int | None:
+        """The target that the same Prefect flow run had when it was tried before: a retry doesn't move it."""
+        for launch_id in reversed(self.launch_ids()[-RECENT_LAUNCHES:]):
+            launch = self.launch(launch_id)
+            if prefect_flow_run_id and launch.prefect_flow_run_id == prefect_flow_run_id and launch.target:
+                return launch.target
+        return None
 
     def _path(self, iteration: int) -> str:
         return f"{self._folder}/iterations/{iteration:05d}.json"
+
+
+def _is_committed(name: str) -> bool:
+    """Not the leftover of a put that was cut off."""
+    return name.endswith(".json") and not name.startswith(".")
 
 
 def names(root: str) -> list[str]:

@@ -17,7 +17,7 @@ from storage.store import open_store
 MIN_AGE_S = 24 * 3600.0
 READERS = 16
 TEMPORARY = re.compile(r"\.(.+\.|probe-)[0-9a-f]{32}")
-SHARD = re.compile(r"_shard-\d+\.json")
+SHARD = re.compile(r"_shard-[0-9a-f]+-\d+\.json")
 
 
 @dataclass(frozen=True)

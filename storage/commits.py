@@ -25,6 +25,8 @@ class Recipe:
     campaign: str | None = None
     iteration: int | None = None
     mlflow_run_id: str | None = None
+    work: str = "0"
+    """What partial work hangs on besides the fingerprint: the inputs' content and the number of shards, hashed."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ def commit_shard(recipe: Recipe, attempt: Attempt, index: int, outputs: Outputs)
     writer = ArtifactWriter(recipe.artifact, attempt.scratch, part=index)
     _write(writer, outputs)
     manifest = _manifest(recipe, attempt, outputs, writer, writer.tables, [])
-    store, path = open_store(recipe.artifact.root), shard_path(recipe.artifact, index)
+    store, path = open_store(recipe.artifact.root), shard_path(recipe, index)
     if store.create(path, manifest.model_dump_json(indent=1).encode()):
         return manifest
     return Manifest.model_validate_json(store.read(path))
 
 
-def read_shard(artifact: Artifact, index: int) -> Manifest | None:
-    """The manifest of a shard that was committed before."""
+def read_shard(recipe: Recipe, index: int) -> Manifest | None:
+    """The manifest of a shard that was committed before, for inputs of the same content."""
     try:
-        return Manifest.model_validate_json(open_store(artifact.root).read(shard_path(artifact, index)))
+        return Manifest.model_validate_json(open_store(recipe.artifact.root).read(shard_path(recipe, index)))
     except FileNotFoundError:
         return None
 
@@ -78,9 +80,9 @@ def forget_shards(artifact: Artifact) -> None:
             store.remove(f"{artifact.folder}/{name}")
 
 
-def shard_path(artifact: Artifact, index: int) -> str:
+def shard_path(recipe: Recipe, index: int) -> str:
     """Where a shard's manifest lies."""
-    return f"{artifact.folder}/_shard-{index:05d}.json"
+    return f"{recipe.artifact.folder}/_shard-{recipe.work}-{index:05d}.json"
 
 
 def committed(artifact: Artifact) -> Manifest | None:

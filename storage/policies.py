@@ -1,6 +1,8 @@
 """Policies: the base model as an artifact, and from a policy artifact to folders that engines and trainers load."""
 
 import json
+import threading
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from storage.home import home
 from storage.models import PolicyFiles, convert_base, weights_digest
 
 BASE_STAGE = "base_model"
+_lock = threading.Lock()
 
 
 def register_base(root: str, source: str) -> Artifact:
@@ -43,18 +46,16 @@ def base_of(policy: Artifact) -> Artifact:
 def resolve_policy(policy: Artifact) -> PolicyFiles:
     """The local folders of a policy's base and adapter, fetched and checked."""
     base = base_of(policy)
-    folder = _known().get(base.fingerprint)
-    if folder is None or not Path(folder).exists():
-        source = base.manifest.facts["source"]
-        folder = str(convert_base(source))
-        found, expected = weights_digest(Path(folder)), base.manifest.facts["weights"]
-        if found != expected:
-            raise InputError(
-                f"base model {source}: weights expected {expected}, found {found}; it isn't the same model"
-            )
-        _remember(base.fingerprint, Path(folder))
+    source, expected = base.manifest.facts["source"], base.manifest.facts["weights"]
+    remembered = _known().get(base.fingerprint)
+    folder = Path(remembered) if remembered and Path(remembered).exists() else convert_base(source)
+    found = weights_digest(folder)
+    if found != expected:
+        raise InputError(f"base model {source} in {folder}: weights expected {expected}, found {found}: another model")
+    if remembered != str(folder):
+        _remember(base.fingerprint, folder)
     adapter = None if policy.stage == BASE_STAGE else policy.files_folder()
-    return PolicyFiles(base=Path(folder), adapter=adapter, policy_id=policy.fingerprint)
+    return PolicyFiles(base=folder, adapter=adapter, policy_id=policy.fingerprint)
 
 
 def _register() -> Path:
@@ -66,8 +67,9 @@ def _known() -> dict[str, str]:
 
 
 def _remember(fingerprint: str, folder: Path) -> None:
-    known = {**_known(), fingerprint: str(folder)}
-    _register().parent.mkdir(parents=True, exist_ok=True)
-    temporary = _register().with_suffix(".new")
-    temporary.write_text(json.dumps(known, indent=1))
-    temporary.replace(_register())
+    with _lock:
+        known = {**_known(), fingerprint: str(folder)}
+        _register().parent.mkdir(parents=True, exist_ok=True)
+        temporary = _register().with_name(f".known-{uuid.uuid4().hex}.json")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(_register())

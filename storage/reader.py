@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -56,9 +57,7 @@ def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:
                     raise _missing(store.uri(f"{folder}/{name}")) from None
     if not path.exists():
         raise _missing(store.uri(f"{folder}/{name}"))
-    stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
-    if key not in _verified:
+    if not _is_verified(path):
         found = sha256_of(path)
         if found != sha256:
             if not store.is_local:
@@ -67,7 +66,7 @@ def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:
                 f"{store.uri(f'{folder}/{name}')}: SHA-256 expected {sha256}, found {found}. The file changed after it "
                 "was committed; restore it, or make it again with `posttrain rerun ... --force`."
             )
-        _verified.add(key)
+        _verified.add(_identity(path))
     return path
 
 
@@ -79,21 +78,40 @@ def _missing(uri: str) -> CorruptArtifact:
 
 def local_folder(root: str, folder: str, files: dict[str, tuple[str, str]]) -> Path:
     """A local folder with a checked copy of each file; `files` maps own name to (stored name, SHA-256)."""
-    target = home() / "cache" / "files" / digest(sorted(sha256 for _, sha256 in files.values()))
-    with _lock:
-        if target.exists():
-            return target
-    partial = target.with_name(f".{target.name}-{threading.get_ident()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for own_name, (stored_name, sha256) in files.items():
-        shutil.copy2(checked_path(root, folder, stored_name, sha256), partial / own_name)
-    with _lock:
-        if target.exists():
-            shutil.rmtree(partial)
-        else:
-            partial.rename(target)
+    contents = sorted((own_name, sha256) for own_name, (_, sha256) in files.items())
+    target = home() / "cache" / "files" / digest(contents)
+    if target.exists():
+        _check_copies(target, files)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))
+    try:
+        for own_name, (stored_name, sha256) in files.items():
+            shutil.copy2(checked_path(root, folder, stored_name, sha256), partial / own_name)
+        partial.rename(target)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not target.exists():
+            raise
     return target
+
+
+def _check_copies(target: Path, files: dict[str, tuple[str, str]]) -> None:
+    """Hash the copies once a process; a changed one is an error that says which folder to remove."""
+    for own_name, (_, sha256) in files.items():
+        path = target / own_name
+        if not _is_verified(path) and (found := sha256_of(path)) != sha256:
+            raise CorruptArtifact(f"{path}: SHA-256 expected {sha256}, found {found}. Remove the folder {target}.")
+        _verified.add(_identity(path))
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def _is_verified(path: Path) -> bool:
+    return _identity(path) in _verified
 
 
 def _check_schema(path: Path, table: str, expected: pa.Schema) -> None:

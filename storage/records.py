@@ -197,7 +197,7 @@ class EvaluatedPrompt(dy.Schema):
     mean_score = dy.Float64()
     best_score = dy.Float64()
     worst_score = dy.Float64()
-    passed = dy.Int32(min=0, description="samples whose verifier passed them")
+    passed = dy.Int32(min=0, nullable=True, description="samples that passed; null where a verifier doesn't say")
 
 
 class TrainingStep(dy.Schema):

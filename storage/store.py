@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import fsspec
+import polars as pl
+import pyarrow.parquet as pq
 from fsspec.spec import AbstractFileSystem
 
 from storage.errors import InputError, StageFailed, StoreUnreachable
@@ -24,6 +26,7 @@ from storage.errors import InputError, StageFailed, StoreUnreachable
 P = ParamSpec("P")
 R = TypeVar("R")
 LOG = logging.getLogger(__name__)
+S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 PAUSES_S = (1, 2, 4, 8, 16)
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
@@ -108,7 +111,7 @@ class Store:
         elif root.startswith("s3://") and root.removeprefix("s3://").strip("/"):
             self.root = root.rstrip("/")
             self._base = self.root.removeprefix("s3://")
-            self._fs = _s3_filesystem(os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_ACCESS_KEY_ID"))
+            self._fs = _s3_filesystem(tuple(os.environ.get(name) for name in S3_VARIABLES))
         else:
             raise InputError(f"root {root!r}: expected a folder or s3://bucket/prefix")
 
@@ -121,16 +124,23 @@ class Store:
 
     @_named_errors
     def check(self) -> None:
-        """Raise `InputError` or `StoreUnreachable` unless the root can be written: a probe is put and removed."""
+        """Put and remove a probe. Raises `InputError` or `StoreUnreachable` for a root that can't be written.
+
+        Raises `InputError` too for a store without conditional puts: two runners could both commit an iteration.
+        """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             if self.is_local:
                 Path(self._base).mkdir(parents=True, exist_ok=True)
-            self._fs.pipe_file(self._full(probe), b"probe")
+            first, second = self._create(probe, b"1"), self._create(probe, b"2")
             self._fs.rm_file(self._full(probe))
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             what = "a folder can't be made there" if self.is_local else "there is no such bucket; create it"
             raise InputError(f"root {self.root}: {what} ({error})") from error
+        if not first or second:
+            raise InputError(
+                f"root {self.root}: the store ignores conditional puts (If-None-Match); use one that has them"
+            )
 
     @_patient
     def read(self, path: str) -> bytes:
@@ -171,6 +181,9 @@ class Store:
     @_patient
     def create(self, path: str, content: bytes) -> bool:
         """Put bytes unless the path exists; of two writers one gets True. S3: `If-None-Match: *`."""
+        return self._create(path, content)
+
+    def _create(self, path: str, content: bytes) -> bool:
         if self.is_local:
             temporary = self._temporary(path, content)
             try:
@@ -188,7 +201,7 @@ class Store:
             if error.errno != errno.EINVAL:
                 raise
             # 412: somebody's is there. It may be ours, when a put was retried after a lost answer.
-            return self.read(path) == content
+            return bytes(self._fs.cat_file(self._full(path))) == content
         return True
 
     @_patient
@@ -213,6 +226,12 @@ class Store:
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         self._fs.get_file(self._full(path), str(temporary))
         temporary.replace(target)
+
+    @_patient
+    def read_columns(self, path: str, columns: list[str]) -> pl.DataFrame:
+        """Some columns of a Parquet file, without fetching the others."""
+        with self._fs.open(self._full(path), "rb") as file:
+            return pl.DataFrame(pl.from_arrow(pq.read_table(file, columns=columns)))
 
     def local_path(self, path: str) -> Path | None:
         """Where the file lies on this machine, if the root is local."""
@@ -242,13 +261,15 @@ class Store:
 
 
 @functools.lru_cache(maxsize=8)
-def _s3_filesystem(endpoint_url: str | None, key: str | None) -> AbstractFileSystem:
-    """One connection pool per endpoint and key."""
+def _s3_filesystem(settings: tuple[str | None, ...]) -> AbstractFileSystem:
+    """One connection pool per endpoint and credentials, in the order of `S3_VARIABLES`."""
+    endpoint_url, key, secret, token = settings
     return fsspec.filesystem(
         "s3",
         endpoint_url=endpoint_url,
         key=key,
-        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        secret=secret,
+        token=token,
         use_listings_cache=False,
         skip_instance_cache=True,
         config_kwargs={

@@ -5,6 +5,7 @@ Only this module knows MLflow. Every run is addressed by its id, so that threads
 
 import functools
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from storage.errors import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+LOG = logging.getLogger(__name__)
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 NOTE_TAG = "mlflow.note.content"
@@ -54,7 +56,7 @@ class Tracker:
             return str(found.experiment_id)
         except MlflowException as error:
             raise InputError(
-                f"MLflow at {self.uri} doesn't answer ({str(error).splitlines()[0][:200]}). Start it (`posttrain up`), "
+                f"MLflow at {self.uri} doesn't answer ({_first_line(error)}). Start it (`posttrain up`), "
                 "or set tracking.uri to one that runs."
             ) from error
 
@@ -98,7 +100,7 @@ class Tracker:
                 self._log_steps(run_id, step, artifact.read("steps"))
             self._log_inputs(run_id, step, inputs)
         except MlflowException as error:
-            return str(error).splitlines()[0][:200]
+            return _first_line(error)
         return None
 
     def _log_steps(self, run_id: str, prefix: str, steps: pl.DataFrame) -> None:
@@ -128,18 +130,29 @@ class Tracker:
         if datasets:
             self._client.log_inputs(run_id, datasets)
 
-    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Attach a file to a run."""
-        self._client.log_artifact(run_id, str(path), folder)
-
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        for name, value in tags.items():
-            self._client.set_tag(run_id, name, value)
-
     def finish(self, run_id: str, *, failed: bool = False) -> None:
-        """End a run."""
-        self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        """End a run. An MLflow that is gone is logged, not raised: what went wrong before it matters more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+        except MlflowException as error:
+            LOG.warning("MLflow didn't take the end of run %s (%s)", run_id, _first_line(error))
+
+    def publish(self, run_id: str, name: str, policy: Artifact, report: Path | None, *, champion: bool) -> str | None:
+        """Attach the report to a run and register its policy. Doing it again changes nothing.
+
+        Returns what went wrong, if MLflow didn't take it; the next launch publishes again.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if report is not None:
+                self._client.log_artifact(run_id, str(report), "report")
+            self.register_policy(name, policy, run_id, champion=champion)
+        except MlflowException as error:
+            return _first_line(error)
+        return None
 
     def register_policy(self, name: str, policy: Artifact, run_id: str, *, champion: bool) -> str:
         """Register a policy as the newest version with the alias `challenger`, and `champion` if it was promoted.
@@ -176,6 +189,10 @@ class Tracker:
         """Where a browser shows the run: at the server, or where `posttrain up` serves the SQLite file."""
         server = self.uri if self.uri.startswith("http") else os.environ.get("POSTTRAIN_MLFLOW_UI", DEFAULT_UI)
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

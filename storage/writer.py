@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,13 +63,17 @@ class ArtifactWriter:
         local = self._scratch / name
         schema = arrow_schema(table)
         content = hashlib.blake2b(digest_size=16)
-        rows = 0
+        rows, key = 0, RECORDS[table].primary_key()
+        keys: list[pl.DataFrame] = []
         with pq.ParquetWriter(local, schema, compression="zstd") as parquet:
             for frame in _frames(frames):
                 valid = validate(table, frame)
                 rows += len(valid)
-                content.update(_content_bytes(table, valid))
-                parquet.write_table(_to_arrow(valid, schema), row_group_size=ROW_GROUP_ROWS)
+                keys.append(valid.select(key))
+                arrow = _to_arrow(valid, schema)
+                content.update(_content_bytes(table, arrow))
+                parquet.write_table(arrow, row_group_size=ROW_GROUP_ROWS)
+        _refuse_doubled(self.artifact, table, keys)
         entry = self._store_file(local, name, rows=rows)
         record = RECORDS[table].__name__
         self.tables[table] = TableEntry(
@@ -78,7 +83,7 @@ class ArtifactWriter:
     def add_file(self, name: str, path: Path, *, volatile: bool = False) -> None:
         """Store another file under the artifact; the source is left where it is."""
         copy = self._scratch / f"{self.attempt}-{name}"
-        copy.write_bytes(path.read_bytes())
+        shutil.copyfile(path, copy)
         self.files[name] = self._store_file(copy, copy.name, volatile=volatile)
 
     def commit(self, manifest: Manifest, *, replace: bool = False) -> tuple[Manifest, bool]:
@@ -144,27 +149,34 @@ def _frames(frames: Frames) -> Iterator[pl.DataFrame]:
         yield from frames
 
 
-def _content_bytes(table: str, frame: pl.DataFrame) -> memoryview:
+def _content_bytes(table: str, rows: pa.Table) -> memoryview:
+    """The rows without the clocks, as plain Parquet: that holds no bytes for nulls and no history of buffers."""
     columns = RECORDS[table].columns()
     clocks = [name for name, column in columns.items() if (column.metadata or {}).get("volatile")]
     sink = io.BytesIO()
-    frame.drop(clocks).rechunk().write_ipc(sink, compression="uncompressed")
+    kept = rows.drop_columns(clocks).combine_chunks()
+    pq.write_table(kept, sink, compression="none", use_dictionary=False, write_statistics=False, store_schema=False)
     return sink.getbuffer()
 
 
+def _refuse_doubled(artifact: Artifact, table: str, keys: list[pl.DataFrame]) -> None:
+    """A key may occur once over all the frames, or all the shards, of a table; each alone was checked."""
+    if len(keys) < 2 or not keys[0].columns:
+        return
+    together = pl.concat(keys)
+    doubled = together.filter(together.is_duplicated())
+    if len(doubled):
+        raise StageFailed(
+            f"{artifact.id}: {keys[0].columns} of {table!r} occurs twice over its frames or the shards, "
+            f"first {doubled.row(0)}"
+        )
+
+
 def _check_unique_keys(artifact: Artifact, manifest: Manifest) -> None:
-    """A key may occur once in all the shards of a table; each shard alone was checked when written."""
+    """Read the key columns alone of every shard's file, and refuse a key that occurs twice over the shards."""
     store = open_store(artifact.root)
     for name, entry in manifest.tables.items():
         key = RECORDS[name].primary_key()
-        if not key or len(entry.files) < 2:
-            continue
-        frames = [
-            pl.read_parquet(io.BytesIO(store.read(f"{artifact.folder}/{file.name}")), columns=key)
-            for file in entry.files
-        ]
-        doubled = pl.concat(frames).filter(pl.struct(key).is_duplicated())
-        if len(doubled):
-            raise StageFailed(
-                f"{artifact.id}: key {key} of table {name!r} occurs twice over the shards, first {doubled.row(0)}"
-            )
+        if key and len(entry.files) > 1:
+            paths = [f"{artifact.folder}/{file.name}" for file in entry.files]
+            _refuse_doubled(artifact, name, [store.read_columns(path, key) for path in paths])

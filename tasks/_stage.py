@@ -9,17 +9,19 @@ retried. A stage with `shards` runs them as mapped tasks first, each committed o
 """
 
 import contextvars
+import fcntl
 import inspect
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 from prefect import get_run_logger, task, unmapped
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -33,12 +35,13 @@ from pydantic import BaseModel
 from storage import commits
 from storage.artifacts import Artifact, Manifest, Outputs
 from storage.errors import StageFailed, TransientError
-from storage.fingerprints import fingerprint, hashed_part
+from storage.fingerprints import digest, fingerprint, hashed_part
 from storage.home import home
 from storage.tracking import Tracker
 
 PROGRESS_EVERY_S = 5.0
 RETRIES = 3
+PASSING = (TransientError, ConnectionError, TimeoutError, httpx.TransportError)
 BACKOFF_S = 2
 Arguments = dict[str, Any]
 
@@ -137,7 +140,7 @@ class Stage:
         """The artifact that a call with these arguments would make, whether it exists or not."""
         config = arguments["config"]
         inputs = {name: artifact.id for name, artifact in _artifacts(arguments).items()}
-        extra = self.extra(config) if self.extra else None
+        extra = self.extra(**_accepted(self.extra, arguments)) if self.extra else None
         made = fingerprint(self.name, self.version, hashed_part(config), inputs, arguments.get("seed"), extra)
         return Artifact(root=root, stage=self.name, fingerprint=made)
 
@@ -168,10 +171,12 @@ class Stage:
     def _run(self, call: _Call) -> Artifact:
         step, shards = call.recipe.step, 0
         try:
-            if self.shards and (call.forced or commits.committed(call.artifact) is None):
-                shards = self.shards(**_accepted(self.shards, call.arguments))
+            if call.forced or commits.committed(call.artifact) is None:
+                shards = self.shards(**_accepted(self.shards, call.arguments)) if self.shards else 0
+                call = _with_work(call, shards)
                 if call.forced:
                     commits.forget_shards(call.artifact)
+                    shutil.rmtree(_scratch(call).parent, ignore_errors=True)
                 _map_shards(call, shards)
             options: dict[str, Any] = {"name": step, "task_run_name": step, "timeout_seconds": call.run.timeout_s}
             execute_stage.with_options(**options)(call, shards)
@@ -198,10 +203,19 @@ def stage(
     return lambda function: Stage(function, name, version, shards, combine, extra)
 
 
+def _with_work(call: _Call, shards: int) -> _Call:
+    """The call, its partial work (shards, scratch) named by the content of its inputs and the number of shards.
+
+    A forced rerun upstream may have changed that content under the same fingerprint.
+    """
+    contents = {name: artifact.manifest.content for name, artifact in _artifacts(call.arguments).items()}
+    return replace(call, recipe=replace(call.recipe, work=digest([contents, shards])[:12]))
+
+
 def _may_pass(_task: Any, _task_run: Any, state: State[Any]) -> bool:
     """Prefect asks whether to retry: only faults that may pass, never bad input."""
     error = state.result(raise_on_failure=False) if state.is_failed() else None
-    return isinstance(error, TransientError | ConnectionError)
+    return isinstance(error, PASSING)
 
 
 _TASK_OPTIONS: dict[str, Any] = {
@@ -218,18 +232,21 @@ _TASK_OPTIONS: dict[str, Any] = {
 @task(**_TASK_OPTIONS)
 def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
     """Find the artifact, or compute it (or join its shards) and commit it; then track it."""
-    found = commits.committed(call.artifact)
-    if found is not None and (not call.forced or found.prefect_task_run_id == task_run.id):
-        _track(call, found, cached=True)
-        return cast(State[Artifact], Completed(name="Cached", message=f"{call.artifact.id} exists", data=call.artifact))
-    with _attempt(call) as (attempt, context):
-        parts = [cast(Manifest, commits.read_shard(call.artifact, index)) for index in range(shards)]
-        if not call.stage.shards:
-            outputs = _invoke(call.stage.function, call.arguments, context)
-        else:
-            outputs = _combine(call, parts, context)
-        manifest = commits.commit_outputs(call.recipe, attempt, outputs, parts, replace=call.forced)
-    shutil.rmtree(_scratch(call), ignore_errors=True)
+    with _alone(call.artifact.id):
+        found = commits.committed(call.artifact)
+        if found is not None and (not call.forced or found.prefect_task_run_id == task_run.id):
+            _track(call, found, cached=True)
+            return cast(
+                State[Artifact], Completed(name="Cached", message=f"{call.artifact.id} exists", data=call.artifact)
+            )
+        with _attempt(call) as (attempt, context):
+            parts = [cast(Manifest, commits.read_shard(call.recipe, index)) for index in range(shards)]
+            if not call.stage.shards:
+                outputs = _invoke(call.stage.function, call.arguments, context)
+            else:
+                outputs = _combine(call, parts, context)
+            manifest = commits.commit_outputs(call.recipe, attempt, outputs, parts, replace=call.forced)
+        shutil.rmtree(_scratch(call).parent, ignore_errors=True)
     if found is not None:
         same = found.content == manifest.content
         get_run_logger().info("%s made again: content %s", call.artifact.id, "identical" if same else "CHANGED")
@@ -240,12 +257,23 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
 @task(**_TASK_OPTIONS)
 def execute_shard(call: _Call, shard: Shard) -> str | State[str]:
     """Find a shard, or compute and commit it. Gives the shard's attempt."""
-    found = commits.read_shard(call.artifact, shard.index)
-    if found is not None:
-        return cast(State[str], Completed(name="Cached", message=f"shard {shard.index} exists", data=found.attempt))
-    with _attempt(call, shard) as (attempt, context):
-        outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
-        return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
+    with _alone(f"{call.artifact.id}-{shard.index}"):
+        found = commits.read_shard(call.recipe, shard.index)
+        if found is not None:
+            return cast(State[str], Completed(name="Cached", message=f"shard {shard.index} exists", data=found.attempt))
+        with _attempt(call, shard) as (attempt, context):
+            outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
+            return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """One process of this home at a time: a second runner waits, then finds what the first one made."""
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _map_shards(call: _Call, count: int) -> None:
@@ -287,7 +315,7 @@ def _attempt(call: _Call, shard: Shard | None = None) -> Iterator[tuple[commits.
 
 
 def _scratch(call: _Call) -> Path:
-    return home() / "scratch" / call.artifact.id
+    return home() / "scratch" / call.artifact.id / call.recipe.work
 
 
 def _progress(step: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[int, int, str], None]:
@@ -304,10 +332,13 @@ def _progress(step: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> Ca
         log.info("%s: %d of %d %s (%.0f %%)", step, done, total, label, share)
         if TaskRunContext.get() is None:
             return
-        if not bar:
-            bar.append(create_progress_artifact(progress=share, description=f"{step}: {label}"))
-        else:
-            update_progress_artifact(bar[0], progress=share)
+        try:
+            if not bar:
+                bar.append(create_progress_artifact(progress=share, description=f"{step}: {label}"))
+            else:
+                update_progress_artifact(bar[0], progress=share)
+        except httpx.HTTPError as error:
+            log.warning("%s: Prefect didn't take the progress (%s)", step, error)
 
     return progress
 
@@ -330,7 +361,10 @@ def _track(call: _Call, manifest: Manifest, *, cached: bool) -> None:
         "| input | artifact |\n|---|---|\n" + "\n".join(f"| {name} | `{a.id}` |" for name, a in inputs.items()),
         f"[MLflow run]({run_url})" if run_url else "",
     ]
-    create_markdown_artifact("\n\n".join(lines), key=step.replace("_", "-"), description=call.artifact.id)
+    try:
+        create_markdown_artifact("\n\n".join(lines), key=step.replace("_", "-"), description=call.artifact.id)
+    except httpx.HTTPError as error:
+        log.warning("%s: Prefect didn't take the artifact's page (%s)", step, error)
 
 
 def _artifacts(arguments: Arguments) -> dict[str, Artifact]:

@@ -37,7 +37,7 @@ def score_prompts(rollouts: pl.DataFrame, rewards: pl.DataFrame) -> pl.DataFrame
             pl.col("reward").mean().alias("mean_score"),
             pl.col("reward").max().alias("best_score"),
             pl.col("reward").min().alias("worst_score"),
-            pl.col("passed").sum().cast(pl.Int32).alias("passed"),
+            pl.when(pl.col("passed").null_count() == 0).then(pl.col("passed").sum()).cast(pl.Int32).alias("passed"),
         )
         .select(EvaluatedPrompt.column_names())
         .sort("prompt_id")
@@ -66,18 +66,13 @@ def evaluation_metrics(scores: pl.DataFrame, verdict: Verdict, config: Evaluatio
     mean = bootstrap_mean(
         scores["mean_score"].to_numpy(), np.arange(len(scores)), seed=derive_seed(seed, "mean"), level=config.confidence
     )
-    k = min(config.k, int(scores["samples"].to_numpy().min()))
-    counts = list(zip(scores["samples"], scores["passed"], strict=True))
     metrics = {
         "mean_score": mean.estimate,
         "mean_score_low": mean.low,
         "mean_score_high": mean.high,
         "standard_error": mean.standard_error,
-        "pass_at_1": float(np.mean([pass_at_k(n, passed, 1) for n, passed in counts])),
-        "pass_at_k": float(np.mean([pass_at_k(n, passed, k) for n, passed in counts])),
-        "worst_at_k": float(np.mean([worst_at_k(n, passed, k) for n, passed in counts])),
-        "k": float(k),
         "promoted": float(verdict.promoted),
+        **_pass_metrics(scores, config.k),
     }
     if verdict.difference is not None:
         metrics |= {
@@ -86,3 +81,17 @@ def evaluation_metrics(scores: pl.DataFrame, verdict: Verdict, config: Evaluatio
             "difference_high": verdict.difference.high,
         }
     return metrics
+
+
+def _pass_metrics(scores: pl.DataFrame, k: int) -> dict[str, float]:
+    """pass@1, pass@k and worst@k; none where a verifier doesn't say what passes."""
+    if scores["passed"].null_count():
+        return {}
+    k = min(k, int(scores["samples"].to_numpy().min()))
+    counts = list(zip(scores["samples"], scores["passed"], strict=True))
+    return {
+        "pass_at_1": float(np.mean([pass_at_k(n, passed, 1) for n, passed in counts])),
+        "pass_at_k": float(np.mean([pass_at_k(n, passed, k) for n, passed in counts])),
+        "worst_at_k": float(np.mean([worst_at_k(n, passed, k) for n, passed in counts])),
+        "k": float(k),
+    }

@@ -19,9 +19,10 @@ def evaluate(
     context: StageContext,
 ) -> Outputs:
     """Score the held-out samples and compare with the champion's evaluation; without one, this is the baseline."""
-    passed = grading.scan("grades").group_by("rollout_id").agg(pl.col("passed").all())
+    passed = grading.scan("grades").group_by("rollout_id").agg(pl.col("passed").all(ignore_nulls=False))
     rewards = grading.scan("rewards").join(passed, on="rollout_id", how="left").collect()
-    scores = score_prompts(rollouts.read("rollouts"), rewards)
+    sampled = rollouts.scan("rollouts").select("rollout_id", "prompt_id", "policy_id").collect()
+    scores = score_prompts(sampled, rewards)
     before = champion.read("evaluation") if champion is not None else None
     verdict = judge(scores, before, config, seed)
     metrics = evaluation_metrics(scores, verdict, config, seed)

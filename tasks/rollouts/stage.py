@@ -30,7 +30,12 @@ def summarise(joined: Artifact) -> Outputs:
     return Outputs(metrics=metrics)
 
 
-@stage("rollouts", version=1, shards=plan_shards, combine=summarise)
+def engine_in_use(config: RolloutsConfig) -> list[str]:
+    """What `auto` comes to on this machine: it decides the samples, so the fingerprint covers it."""
+    return [pool.choose(config.engine), pool.adapter_mode(config.engine)]
+
+
+@stage("rollouts", version=1, shards=plan_shards, combine=summarise, extra=engine_in_use)
 def generate(
     batch: Artifact, policy: Artifact, config: RolloutsConfig, *, seed: int, shard: Shard, context: StageContext
 ) -> Outputs:

@@ -39,12 +39,12 @@ def rollout_rows(
     iteration: int,
     seed: int,
 ) -> pl.DataFrame:
-    """The `Rollout` frame of a shard: one row per completion, its id a hash of policy, prompt, seed and index."""
+    """The `Rollout` frame of a shard: one row per completion, its id a hash of all that drew it."""
     settings = json.dumps({**asdict(sampling), "seed": seed}, sort_keys=True)
     now = datetime.now(UTC)
     rows = [
         {
-            "rollout_id": digest([policy_id, prompt_id, seed, index]),
+            "rollout_id": digest([policy_id, prompt_id, settings, engine, index]),
             "prompt_id": prompt_id,
             "sample_index": index,
             "iteration": iteration,

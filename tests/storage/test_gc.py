@@ -71,9 +71,9 @@ def test_shards_stay_until_their_stage_is_committed(root, tmp_path):
     assert [(each.path.rpartition("/")[2], each.reason) for each in collect(root, 0)] == [
         ("steps-00001-dead.parquet", "left by an attempt that never committed")
     ]
-    parts = [read_shard(work.artifact, index) for index in range(2)]
+    parts = [read_shard(work, index) for index in range(2)]
     commit_outputs(work, attempt(tmp_path), Outputs(), parts)
-    assert {each.path.rpartition("/")[2] for each in collect(root, 0)} == {"_shard-00000.json", "_shard-00001.json"}
+    assert {each.path.rpartition("/")[2] for each in collect(root, 0)} == {"_shard-0-00000.json", "_shard-0-00001.json"}
     assert work.artifact.read("steps")["step"].to_list() == [0, 1]
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -53,10 +54,12 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "POSTTRAIN_HOME": str(home), "COLUMNS": "200", **more}
 
 
-def start(*arguments: str, env: dict[str, str], folder: Path = REPOSITORY) -> subprocess.Popen:
-    """`posttrain` with these arguments, running."""
+def start(
+    *arguments: str, env: dict[str, str], folder: Path = REPOSITORY, output: Any = subprocess.PIPE
+) -> subprocess.Popen:
+    """`posttrain` with these arguments, running. Whoever doesn't read the pipe gives a file as `output`."""
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def posttrain(*arguments: str, env: dict[str, str], code: int = 0, folder: Path = REPOSITORY) -> str:
