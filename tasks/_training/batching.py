@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+CPU_TOKENS, GPU_TOKENS = 1024, 16_384
 TokenIds = Int[np.ndarray, " tokens"]
 
 
@@ -24,6 +25,15 @@ class PromptGroup:
     def length(self) -> int:
         """Tokens of the packed row: the prompt once, then every response."""
         return len(self.prompt) + sum(len(response) for response in self.responses)
+
+
+def microbatch_tokens(configured: int | None, device_type: str) -> int:
+    """The token budget of a micro-batch: the configured one, else what suits the device.
+
+    On a CPU small micro-batches are the faster ones: their activations fit into memory that the process has
+    already, and touching fresh memory costs more than what a larger matrix product saves.
+    """
+    return configured or (CPU_TOKENS if device_type == "cpu" else GPU_TOKENS)
 
 
 def group_rows(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from tasks._training.batching import TokenIds, group_rows, plan_microbatches
+from tasks._training.batching import TokenIds, group_rows, microbatch_tokens, plan_microbatches
 from tasks._training.logprobs import hidden_states
 from tasks._training.lora import (
     LoraSpec,
@@ -137,11 +137,12 @@ def score(
     response_token_ids: Sequence[Sequence[int]],
     *,
     device: str = "auto",
-    tokens_per_microbatch: int = 4096,
+    tokens_per_microbatch: int | None = None,
 ) -> Scores:
-    """Scores of a saved reward model, in the order of the rows; the longest micro-batch bounds the memory."""
+    """Scores of a saved reward model, in the order of the rows."""
     model, description = load_scoring_model(base, folder, device=choose_device(device))
     prompts = [np.asarray(prompt, dtype=np.int32) for prompt in prompt_token_ids]
     responses = [ended(np.asarray(ids, dtype=np.int32), description.end_token_id) for ids in response_token_ids]
-    raw = score_rows(model, prompts, responses, tokens_per_microbatch=tokens_per_microbatch)
+    budget = microbatch_tokens(tokens_per_microbatch, model.head.weight.device.type)
+    raw = score_rows(model, prompts, responses, tokens_per_microbatch=budget)
     return Scores(raw, description.score_mean, description.score_std)

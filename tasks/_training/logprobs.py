@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from tasks._training.packing import PackedBatch
 
-TOKENS_AT_ONCE = 256
+TOKENS_AT_ONCE = 128
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -79,21 +79,26 @@ class _ProjectedLogprobs(torch.autograd.Function):
         """Chunked over tokens; keeps one gradient of the size of `hidden`."""
         if weight.requires_grad:
             raise ValueError("the output projection must be frozen: its gradient is not computed")
-        with_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         logprobs = torch.empty(len(targets), device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        gradient = torch.empty_like(hidden) if with_gradient else None
+        # Buffers live through all chunks: fresh memory of this size costs the system more than the arithmetic.
+        projected = hidden.new_empty(min(TOKENS_AT_ONCE, len(targets)), len(weight))
+        logits, probabilities = projected.float(), torch.empty_like(projected, dtype=torch.float32)
         for start in range(0, len(targets), TOKENS_AT_ONCE):
             part = slice(start, start + TOKENS_AT_ONCE)
-            temperature = temperatures[part, None]
-            target = targets[part, None]
-            logs = torch.log_softmax((hidden[part] @ weight.T).float() / temperature, dim=-1)
-            logprobs[part] = logs.gather(1, target).squeeze(1)
-            probabilities = logs.exp()
-            entropy[part] = -torch.linalg.vecdot(probabilities, logs)
+            temperature, target = temperatures[part, None], targets[part]
+            size = len(target)
+            torch.mm(hidden[part], weight.T, out=projected[:size])
+            scaled = logits[:size].copy_(projected[:size]).div_(temperature)
+            softmax = torch.softmax(scaled, dim=-1, out=probabilities[:size])
+            top = scaled.amax(dim=-1)
+            normaliser = top - softmax.amax(dim=-1).log()
+            logprobs[part] = scaled.gather(1, target[:, None]).squeeze(1) - normaliser
+            entropy[part] = normaliser - torch.linalg.vecdot(softmax, scaled)
             if gradient is not None:
-                toward = weight[targets[part]] - probabilities.to(weight.dtype) @ weight
-                gradient[part] = (toward / temperature).to(hidden.dtype)
+                expected = projected[:size].copy_(softmax) @ weight
+                gradient[part] = ((weight[target] - expected) / temperature).to(hidden.dtype)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

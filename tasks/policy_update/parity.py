@@ -8,7 +8,7 @@ import torch
 
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
-from tasks._training.batching import group_rows, plan_microbatches
+from tasks._training.batching import group_rows, microbatch_tokens, plan_microbatches
 from tasks._training.logprobs import token_logprobs
 from tasks._training.packing import pack
 from tasks.policy_update.config import PolicyUpdateConfig
@@ -23,9 +23,10 @@ def recompute_logprobs(
     """Row number -> the log-probabilities (nat, one per token) that `model` gives the row's tokens."""
     prompts = [rows.prompts[row] for row in chosen]
     responses = [rows.responses[row] for row in chosen]
-    groups = group_rows(prompts, responses, max_tokens=config.tokens_per_microbatch, share_prefix=config.share_prefix)
+    budget = microbatch_tokens(config.tokens_per_microbatch, device.type)
+    groups = group_rows(prompts, responses, max_tokens=budget, share_prefix=config.share_prefix)
     found: Recomputed = {}
-    for microbatch in plan_microbatches(groups, config.tokens_per_microbatch):
+    for microbatch in plan_microbatches(groups, budget):
         batch = pack(microbatch, pad_token_id=0, device=device)
         numbers = [chosen[index] for index in batch.rows]
         temperatures = torch.tensor(rows.temperatures[numbers], dtype=torch.float32, device=device)

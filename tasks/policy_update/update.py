@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from storage.fingerprints import derive_seed
 from tasks._maths.metrics import masked_mean
 from tasks._maths.objectives import OBJECTIVES, LossInputs, LossOptions, LossOutputs
-from tasks._training.batching import PromptGroup, group_rows, plan_microbatches
+from tasks._training.batching import PromptGroup, group_rows, microbatch_tokens, plan_microbatches
 from tasks._training.logprobs import check_plain_head, token_logprobs
 from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work, steps_frame, train
 from tasks._training.lora import (
@@ -80,7 +80,7 @@ def update_policy(
     )
     rows = read_rows(trajectories)
     parity = check_parity(policy, rows, config, seed=seed, device=device)
-    steps = plan_steps(rows, config, seed=seed)
+    steps = plan_steps(rows, config, seed=seed, budget=microbatch_tokens(config.tokens_per_microbatch, device.type))
     history: list[StepMetrics] = []
     if steps:
         old = _old_logprobs(policy, rows, config, scratch, device)
@@ -95,10 +95,11 @@ def update_policy(
     return PolicyUpdate(scratch / "adapter", steps_frame(history), metrics)
 
 
-def plan_steps(rows: TrainingRows, config: PolicyUpdateConfig, *, seed: int) -> list[list[Microbatch]]:
-    """The micro-batches of every optimizer step. Steps without a row that could teach anything are left out.
+def plan_steps(rows: TrainingRows, config: PolicyUpdateConfig, *, seed: int, budget: int) -> list[list[Microbatch]]:
+    """The micro-batches, of `budget` tokens at most, of every optimizer step.
 
-    Rows without advantage aren't computed, but they count: the denominators are those of all rows of a step.
+    Steps without a row that could teach anything are left out. Rows without advantage aren't computed, but
+    they count: the denominators are those of all rows of a step.
     """
     trained = _trained(rows, config)
     objective = OBJECTIVES[config.objective]
@@ -111,12 +112,12 @@ def plan_steps(rows: TrainingRows, config: PolicyUpdateConfig, *, seed: int) -> 
         groups = group_rows(
             [rows.prompts[row] for row in used],
             [rows.responses[row] for row in used],
-            max_tokens=config.tokens_per_microbatch,
+            max_tokens=budget,
             share_prefix=config.share_prefix,
         )
         groups = [PromptGroup(g.prompt, g.responses, [used[index] for index in g.rows]) for g in groups]
         if groups:
-            planned = plan_microbatches(groups, config.tokens_per_microbatch)
+            planned = plan_microbatches(groups, budget)
             steps.append([Microbatch(part, {r: by_row[r] for g in part for r in g.rows}) for part in planned])
     return steps
 

@@ -29,7 +29,9 @@ class RewardModelConfig(StrictConfig):
     max_tokens: int = Field(2048, ge=8, description="a pair whose prompt and answers are longer is left out")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen base; LoRA is float32")
     device: str = unhashed("auto", "auto, cpu or cuda")
-    tokens_per_microbatch: int = unhashed(2048, "packed tokens computed at once: bounds memory", ge=8)
+    tokens_per_microbatch: int | None = unhashed(
+        None, "packed tokens computed at once, which bounds memory; none: 1,024 on a CPU, 16,384 on a GPU", ge=8
+    )
     checkpoint_every_steps: int = unhashed(4, "a killed training goes on from its last checkpoint", ge=1)
 
     def due(self, iteration: int) -> bool:

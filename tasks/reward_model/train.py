@@ -17,6 +17,7 @@ from tasks._maths.intervals import bootstrap_mean
 from tasks._maths.metrics import Mean, Metric, Total
 from tasks._maths.objectives import LossOutputs
 from tasks._maths.pairwise import bradley_terry
+from tasks._training.batching import microbatch_tokens
 from tasks._training.heads import (
     HeadDescription,
     ScoringModel,
@@ -94,11 +95,12 @@ def _fit(
     model: ScoringModel, training: list[Pair], config: RewardModelConfig, seed: int, surroundings: Surroundings
 ) -> list[StepMetrics]:
     """Trains the model in place; returns each step's metrics."""
+    budget = microbatch_tokens(config.tokens_per_microbatch, model.head.weight.device.type)
     steps = plan_steps(
-        group_pairs(training, config.tokens_per_microbatch),
+        group_pairs(training, budget),
         batch_pairs=config.batch_pairs,
         epochs=config.epochs,
-        tokens_per_microbatch=config.tokens_per_microbatch,
+        tokens_per_microbatch=budget,
         seed=seed,
     )
     work = Work(steps, _loss_function(model, config), _write_batch)
@@ -136,7 +138,8 @@ def _score_pairs(model: ScoringModel, pairs: list[Pair], config: RewardModelConf
     """Raw scores of chosen and rejected answers."""
     prompts = [pair.prompt for pair in pairs for _ in range(2)]
     answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    scores = score_rows(model, prompts, answers, tokens_per_microbatch=config.tokens_per_microbatch)
+    budget = microbatch_tokens(config.tokens_per_microbatch, model.head.weight.device.type)
+    scores = score_rows(model, prompts, answers, tokens_per_microbatch=budget)
     return scores.reshape(-1, 2)
 
 

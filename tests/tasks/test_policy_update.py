@@ -199,7 +199,9 @@ def test_groups_are_dealt_whole_and_every_epoch_sees_all():
 
 def test_every_row_with_an_advantage_is_planned_once(tiny_model):
     rows = read_rows(trajectories(tiny_model))
-    planned = [r for step in plan_steps(rows, CONFIG, seed=0) for part in step for g in part.groups for r in g.rows]
+    planned = [
+        r for step in plan_steps(rows, CONFIG, seed=0, budget=30) for part in step for g in part.groups for r in g.rows
+    ]
     assert sorted(planned) == list(range(16))
     assert rows.rollout_ids[5] == "1-1"
 
