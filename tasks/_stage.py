@@ -12,6 +12,7 @@ import contextvars
 import fcntl
 import inspect
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -309,6 +310,7 @@ def _joined_metrics(parts: list[Manifest]) -> dict[str, float]:
 def _attempt(call: _Call, shard: Shard | None = None) -> Iterator[tuple[commits.Attempt, StageContext]]:
     scratch = _scratch(call) / (f"shard-{shard.index:05d}" if shard else "stage")
     scratch.mkdir(parents=True, exist_ok=True)
+    os.utime(scratch)  # when this attempt began, for whoever looks at what was left
     log = get_run_logger()
     attempt = commits.Attempt(datetime.now(UTC), scratch, flow_run.id, task_run.id)
     yield attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
