@@ -3,6 +3,7 @@
 Safetensors only: nothing here unpickles weights. torch, transformers and peft are imported where they are needed.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -10,11 +11,11 @@ import logging
 import math
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import InputError
 from storage.home import home
@@ -28,6 +29,12 @@ MERGED_KEPT = 4
 DIGEST_BYTES = 16
 CHUNK_BYTES = 1 << 22
 NOT_WEIGHTS = (".json", ".jinja", ".txt", ".model")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# What these files say of who wrote them and of defaults that nothing here reads: it changes with transformers' version.
+INCIDENTAL = {
+    "config.json": ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"),
+    "tokenizer_config.json": ("transformers_version", "name_or_path", "is_local", "local_files_only", "backend"),
+}
 PEFT_PREFIX = "base_model.model."
 SOURCES = "a folder of Hugging Face safetensors, a .gguf file, or package:NAME for a package that carries one"
 
@@ -72,44 +79,48 @@ def convert_base(source: str) -> Path:
     if found.is_dir():
         return found
     folder = home() / "models" / f"{found.stem}-{_file_digest(found)[:12]}"
-    if not folder.is_dir():
-        LOG.info("Converting %s to safetensors, once; this takes about half a minute", found.name)
-        with _written_once(folder) as scratch:
-            _convert_gguf(found, scratch)
+    with _alone("converted-models"):
+        if not folder.is_dir():
+            LOG.info("Converting %s to safetensors, once; this takes about half a minute", found.name)
+            with _whole(folder) as scratch:
+                _convert_gguf(found, scratch)
     return folder
 
 
 def weights_digest(folder: Path) -> str:
     """BLAKE2 over a model folder's configuration, tokenizer and safetensors, as 32 hexadecimal digits.
 
-    A file that keeps its size and modification time is hashed once a machine.
+    Keys that only tell which transformers wrote them are left out: the same GGUF converted by a later version is the
+    same model. A file that keeps its size and modification time is hashed once a machine.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *NOT_WEIGHTS))
-    listing = [[path.name, _file_digest(path)] for path in files]
-    return hashlib.blake2b(json.dumps(listing).encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return _digest([[path.name, _content(path)] for path in files])
 
 
 def merged_folder(policy: PolicyFiles) -> Path:
     """A folder of full bf16 weights that any engine serves: the base itself, or base and adapter merged once.
 
     W + scale B A (Hu et al. 2021, equation 3) is computed in float32 and then cast: added in bf16, most of a small
-    update would be rounded away. Keeps the newest four. Raises InputError for an adapter that isn't plain LoRA.
+    update would be rounded away. Named by the content of both, so that a policy whose adapter was made again gets
+    another. Keeps the newest four. Raises InputError for an adapter that isn't plain LoRA.
     """
     if policy.adapter is None:
         return policy.base
-    folder = home() / "models" / "merged" / policy.policy_id.replace("/", "-")
-    if folder.is_dir():
-        os.utime(folder)
-        return folder
-    updates = _lora_updates(policy.adapter)
-    with _written_once(folder) as scratch:
-        _merge(policy.base, updates, scratch)
-        if updates:
-            raise InputError(
-                f"{policy.adapter}: the adapter changes {sorted(updates)[0]} and {len(updates) - 1} more weights that "
-                f"{policy.base} doesn't have; it was trained on another base"
-            )
-    _drop_old_merges(folder)
+    content = [weights_digest(policy.base), [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES]]
+    folder = home() / "models" / "merged" / _digest(content)
+    with _alone("merged-models"):
+        if folder.is_dir():
+            os.utime(folder)
+            return folder
+        updates = _lora_updates(policy.adapter)
+        with _whole(folder) as scratch:
+            _merge(policy.base, updates, scratch)
+            if updates:
+                raise InputError(
+                    f"{policy.adapter}: the adapter changes {sorted(updates)[0]} and {len(updates) - 1} more weights "
+                    f"that {policy.base} doesn't have; it was trained on another base"
+                )
+        _drop_old_merges(folder)
     return folder
 
 
@@ -202,18 +213,24 @@ def _merge(base: Path, updates: dict[str, _LowRank], folder: Path) -> None:
 
 
 @contextmanager
-def _written_once(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` when the block ends well; of two writers the first one's stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+def _alone(name: str) -> Iterator[None]:
+    """One thread of one process of this home at a time: each opens the file itself, so flock parts threads too."""
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` when the block ends well. For the holder of a lock."""
+    scratch = folder.with_name(f".{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    scratch.mkdir(parents=True)
     try:
         yield scratch
-        scratch.chmod(0o755)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -225,20 +242,56 @@ def _drop_old_merges(newest: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _part(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise InputError(f"{folder}: {name} is missing; expected a LoRA adapter in PEFT's format")
+    return folder / name
+
+
+def _content(path: Path) -> Any:
+    """What a model's file says: its digest, or its JSON less what is incidental."""
+    if path.name == "generation_config.json":  # the rest are defaults of transformers' own generate
+        return _json(path).get("eos_token_id")
+    if path.name in INCIDENTAL:
+        return {key: value for key, value in _json(path).items() if key not in INCIDENTAL[path.name]}
+    return _file_digest(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON object: {error}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
 def _file_digest(path: Path) -> str:
     """BLAKE2 of a file's bytes, remembered for as long as its size and modification time stay."""
     status = path.stat()
-    ledger = home() / "models" / "digests.json"
-    known = json.loads(ledger.read_text()) if ledger.is_file() else {}
     key = f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}"
-    if key not in known:
-        hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        with path.open("rb") as content:
-            while chunk := content.read(CHUNK_BYTES):
-                hasher.update(chunk)
-        known[key] = hasher.hexdigest()
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        scratch = ledger.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(known, indent=0))
+    known = _known_digests()
+    if key in known:
+        return known[key]
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    with path.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    with _alone("digests"):
+        ledger = _ledger()
+        scratch = ledger.with_name(f".digests-{uuid.uuid4().hex}.json")
+        scratch.write_text(json.dumps(_known_digests() | {key: hasher.hexdigest()}, indent=0))
         scratch.replace(ledger)
-    return known[key]
+    return hasher.hexdigest()
+
+
+def _ledger() -> Path:
+    folder = home() / "models"
+    folder.mkdir(exist_ok=True)
+    return folder / "digests.json"
+
+
+def _known_digests() -> dict[str, str]:
+    return dict(json.loads(_ledger().read_text())) if _ledger().is_file() else {}

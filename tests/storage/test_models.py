@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,8 +67,8 @@ def test_merged_folder_serves_by_itself_and_is_made_once(tiny_model: Path, adapt
     AutoModelForCausalLM.from_pretrained(folder)
     assert (folder / "chat_template.jinja").read_text() == (tiny_model / "chat_template.jinja").read_text()
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    shutil.rmtree(adapter)
     assert merged_folder(policy) == folder
+    assert merged_folder(policy._replace(policy_id="update/3")) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     assert not list(folder.parent.glob(".*")), "scratch is left over"
 
@@ -75,8 +77,54 @@ def test_a_policy_without_adapter_is_its_base(tiny_model: Path) -> None:
     assert merged_folder(PolicyFiles(tiny_model, None, "x")) == tiny_model
 
 
+def scale(adapter: Path, alpha: int) -> None:
+    """Make another adapter of it, in place."""
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(described | {"lora_alpha": alpha}))
+
+
+def test_an_adapter_made_again_under_the_same_id_is_merged_again(tiny_model: Path, adapter: Path) -> None:
+    policy = PolicyFiles(tiny_model, adapter, "update/1")
+    before = merged_folder(policy)
+    scale(adapter, 800)
+    after = merged_folder(policy)
+    query = "model.layers.0.self_attn.q_proj.weight"
+    first, second = (load_file(folder / "model.safetensors")[query] for folder in (before, after))
+    assert not torch.equal(first, second)
+
+
+def test_many_at_once_merge_once(tiny_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads here: each opens the lock file itself, so the kernel parts them as it does processes."""
+    policy = PolicyFiles(tiny_model, adapter, "update/1")
+    merges: list[threading.Thread] = []
+    merge = models._merge
+
+    def counted(*arguments) -> None:
+        merges.append(threading.current_thread())
+        merge(*arguments)
+
+    monkeypatch.setattr(models, "_merge", counted)
+    with ThreadPoolExecutor(4) as threads:
+        folders = set(threads.map(merged_folder, [policy] * 4))
+    assert len(folders) == len(merges) == 1
+
+
+def test_digests_of_many_threads_are_all_remembered(tmp_path: Path, own_home: Path) -> None:
+    files = [tmp_path / f"{number}.txt" for number in range(40)]
+    for path in files:
+        path.write_text(path.name)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(models._file_digest, files))
+    assert len(set(found)) == 40
+    assert sorted(json.loads((own_home / "models" / "digests.json").read_text()).values()) == sorted(found)
+    assert not list((own_home / "models").glob(".*")), "scratch is left over"
+
+
 def test_only_the_newest_merges_are_kept(tiny_model: Path, adapter: Path) -> None:
-    folders = [merged_folder(PolicyFiles(tiny_model, adapter, f"update/{i}")) for i in range(models.MERGED_KEPT + 2)]
+    folders = []
+    for alpha in range(1, models.MERGED_KEPT + 3):
+        scale(adapter, alpha)
+        folders.append(merged_folder(PolicyFiles(tiny_model, adapter, "update/1")))
     assert [folder.exists() for folder in folders] == [False, False, True, True, True, True]
 
 
@@ -110,6 +158,27 @@ def test_digest_follows_content_not_place(tiny_model: Path, tmp_path: Path) -> N
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert weights_digest(copy) != weights_digest(tiny_model)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=4))
+
+
+def test_digest_stays_when_another_transformers_wrote_the_same_model(tiny_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    rewrite(copy / "config.json", transformers_version="9.0.0", _name_or_path="elsewhere", torch_dtype="bfloat16")
+    rewrite(copy / "generation_config.json", transformers_version="9.0.0", use_cache=False)
+    rewrite(copy / "tokenizer_config.json", is_local=True)
+    assert weights_digest(copy) == weights_digest(tiny_model)
+    for name, change in (
+        ("config.json", {"rms_norm_eps": 0.1}),
+        ("generation_config.json", {"eos_token_id": [2, 5]}),
+        ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
+    ):
+        shutil.copytree(tiny_model, copy, dirs_exist_ok=True)
+        rewrite(copy / name, **change)
+        assert weights_digest(copy) != weights_digest(tiny_model), name
 
 
 def test_a_folder_of_safetensors_is_its_own_base(tiny_model: Path) -> None:
