@@ -1,6 +1,8 @@
 """Models that train: a frozen base with a LoRA adapter in float32, loaded and saved as safetensors."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from storage.errors import InputError
 
@@ -94,9 +97,24 @@ def _load(
         if not 1 <= layers <= config.num_hidden_layers:
             raise InputError(f"layers: {layers}; the model in {folder} has 1 to {config.num_hidden_layers}")
         config.num_hidden_layers = layers
-    model = factory.from_pretrained(folder, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    with _only_errors():
+        model = factory.from_pretrained(folder, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa")
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """No progress bar of transformers, and no table of the weights that a shorter model leaves unused."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _plain(value: Any) -> Any:
