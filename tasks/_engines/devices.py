@@ -4,8 +4,10 @@ import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from storage.errors import InputError
 from tasks._engines.config import EngineConfig
 
 
@@ -25,8 +27,30 @@ def cores_of(slot: int, slots: int) -> list[int]:
     return allowed[begin : begin + share]
 
 
+def gpus_of(slot: int, slots: int, tensor_parallel: int, gpus: Sequence[str]) -> list[str]:
+    """The GPUs of one engine among `slots` side by side. Raises InputError when there are too few for all of them."""
+    if slots * tensor_parallel > len(gpus):
+        raise InputError(
+            f"engine.data_parallel {slots} x engine.tensor_parallel {tensor_parallel} needs {slots * tensor_parallel} "
+            f"GPUs, found {len(gpus)} ({', '.join(gpus) or 'none'}); lower one of the two"
+        )
+    return list(gpus[slot * tensor_parallel : (slot + 1) * tensor_parallel])
+
+
+def _visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them: CUDA counts those before the first name that it doesn't know."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
+
+
 def child_environment(config: EngineConfig, slot: int, slots: int) -> dict[str, str]:
-    """Environment variables of an engine's process: offline, quiet, on its own cores or GPUs."""
+    """Environment variables of an engine's process: offline, quiet, on its own cores or GPUs.
+
+    Raises InputError when there are fewer GPUs than all engines together need.
+    """
     root = str(Path(__file__).parents[2])
     environment = dict(os.environ)
     environment |= {
@@ -43,10 +67,8 @@ def child_environment(config: EngineConfig, slot: int, slots: int) -> dict[str, 
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         environment["PYTHONPYCACHEPREFIX"] = str(cache / "posttrain" / "bytecode")
     if has_gpu():
-        first = slot * config.tensor_parallel
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(i) for i in range(first + config.tensor_parallel)]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + config.tensor_parallel])
+        gpus = gpus_of(slot, slots, config.tensor_parallel, _visible_gpus())
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return environment
     return environment | _cpu_environment(config, cores_of(slot, slots))
 

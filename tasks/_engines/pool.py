@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from storage.errors import InputError
+from storage.errors import InputError, TransientError
 from tasks._engines.config import EngineConfig
 from tasks._engines.devices import has_gpu
 from tasks._engines.protocol import Engine, ServedModel
 
 LOG = logging.getLogger(__name__)
+WAIT_S = 0.5
 
 # name -> where the class is; called as Class(config, served, slot, slots). Imported when it is needed.
 ENGINES = {
@@ -32,7 +33,7 @@ class _Seat:
     key: str
     slot: int
     engine: Engine | None = None
-    policy_id: str = ""
+    served: ServedModel | None = None
     busy: bool = True
 
 
@@ -106,7 +107,7 @@ def _take_seat(config: EngineConfig, served: ServedModel) -> _Seat:
             ours = [seat for seat in _SEATS if seat.key == key]
             idle = [seat for seat in ours if not seat.busy]
             if idle:
-                seat = max(idle, key=lambda one: one.policy_id == served.policy_id)
+                seat = max(idle, key=lambda one: one.served == served)
                 seat.busy = True
                 return seat
             if len(ours) < config.data_parallel:
@@ -114,7 +115,7 @@ def _take_seat(config: EngineConfig, served: ServedModel) -> _Seat:
                 seat = _Seat(key, min(free))
                 _SEATS.append(seat)
                 return seat
-            _CHANGED.wait()
+            _CHANGED.wait(WAIT_S)  # in slices, so that an exception thrown into this thread lands
 
 
 def _ready(seat: _Seat, config: EngineConfig, served: ServedModel) -> Engine:
@@ -122,19 +123,23 @@ def _ready(seat: _Seat, config: EngineConfig, served: ServedModel) -> Engine:
         seat.engine = _engine_class(choose(config))(config, served, seat.slot, config.data_parallel)
     else:
         seat.engine.load(served)
-    seat.policy_id = served.policy_id
+    seat.served = served
+    if seat not in _SEATS:
+        raise TransientError("the engines of this process were closed while this one was loading")
     return seat.engine
 
 
 def _leave(seat: _Seat, keep: bool) -> None:
-    usable = seat.engine is not None and seat.engine.alive and keep
-    with _CHANGED:
-        seat.busy = False
-        if not usable and seat in _SEATS:
-            _SEATS.remove(seat)
-        _CHANGED.notify_all()
-    if not usable and seat.engine is not None:
-        seat.engine.close()
+    usable = keep and seat in _SEATS and seat.engine is not None and seat.engine.alive
+    try:
+        if not usable and seat.engine is not None:
+            seat.engine.close()  # before its seat is free: a successor finds no room beside it
+    finally:
+        with _CHANGED:
+            seat.busy = False
+            if not usable and seat in _SEATS:
+                _SEATS.remove(seat)
+            _CHANGED.notify_all()
 
 
 def _engine_class(name: str) -> type:

@@ -1,7 +1,7 @@
 """What an engine is: prompts as token ids in, sampled token ids with their log-probabilities out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -36,11 +36,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A policy as an engine loads it: a folder of full weights, and a LoRA adapter's folder when it isn't merged."""
+    """A policy as an engine loads it: a folder of full weights, and a LoRA adapter's folder when it isn't merged.
+
+    Two are equal when their folders are, which are named by their content; a policy's id stays when a forced rerun
+    changes its weights, so it is for messages only.
+    """
 
     model: Path
     adapter: Path | None
-    policy_id: str
+    policy_id: str = field(compare=False)
     tokenizer: Path
 
 
@@ -65,7 +69,7 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """Draw `samples[i]` completions for each of `prompts` (token ids), in the prompts' order.
 
-        `on_progress(done, total)` counts completions. Raises TransientError when the engine dies.
+        `on_progress(done, total)` counts completions. Raises TransientError when the engine dies or is closed.
         """
         ...
 
@@ -74,5 +78,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the engine's memory and processes; closing twice is fine."""
+        """Free the engine's memory and processes, from any thread and without waiting for one that generates."""
         ...

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from storage.errors import TransientError
 from tasks._engines.chat import decode, load_tokenizer, stop_token_ids
 from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import Completion, FinishReason, Progress, SamplingParams, ServedModel
@@ -23,17 +24,24 @@ class TransformersEngine:
     """One model in this process. `slot` and `slots` are no use to it: it takes every core, or the first GPU."""
 
     name = "transformers"
-    alive = True
 
     def __init__(self, config: EngineConfig, served: ServedModel, slot: int = 0, slots: int = 1) -> None:  # noqa: ARG002
         self.version = importlib.metadata.version("transformers")
         self._config = config
         self._lock = threading.RLock()
+        self._closed = False
+        self._served: ServedModel | None = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = _fast_dtype(getattr(torch, config.dtype), self._device)
         self._serve(served)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still serve: until it is closed."""
+        return not self._closed
+
     def _serve(self, served: ServedModel) -> None:
+        self._served = None  # unknown until all of it is loaded
         self._model = self._read(served)
         self._tokenizer = load_tokenizer(served.tokenizer)
         self._stops = stop_token_ids(served.model, self._tokenizer)
@@ -55,9 +63,11 @@ class TransformersEngine:
                 self._serve(served)
 
     def close(self) -> None:
-        """Drop the weights; generating afterwards is an error."""
-        with self._lock:
+        """Drop the weights; a thread that is generating stops at its next token with a TransientError."""
+        self._closed = True
+        if self._lock.acquire(blocking=False):
             self.__dict__.pop("_model", None)
+            self._lock.release()
 
     def generate(
         self,
@@ -92,6 +102,8 @@ class TransformersEngine:
         tokens, mask = _left_padded([prompts[row] for row in live], self._device)
         cache = DynamicCache(config=self._model.config)
         while live:
+            if self._closed:
+                raise TransientError("the transformers engine was closed while it generated")
             logprobs = processed_logprobs(self._logits(tokens, mask, cache), sampling)
             chosen = _draw(logprobs, sampling, generator)
             chosen_logprobs = logprobs.gather(1, chosen[:, None])[:, 0]

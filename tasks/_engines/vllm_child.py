@@ -1,9 +1,9 @@
 """The process that owns a vLLM engine: `python -m tasks._engines.vllm_child FD PARENT_PID`.
 
 It speaks pickled tuples over the socket FD with `vllm_engine.VllmEngine`, its only parent; standard output and error
-go to a log file, because vLLM writes there. Requests: ("start", options), ("load", folder, adapter),
-("generate", Job), ("close",). Answers: ("progress", done, total), ("done", value), ("error", text). Any other
-exception ends the process; the parent then quotes the log.
+go to a log file, because vLLM writes there. `child_process.Child` tells the messages' form. Requests: "start" with
+options, "load" with folder and adapter, "generate" with a Job, "close". An exception that isn't an answer "error"
+ends the process; the parent then quotes the log.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ class Server:
         self._llm = LLM(enforce_eager=self._on_cpu, **options)
         self._engine = self._llm.llm_engine
         self._lora: Any = None
-        self._loras = 0
+        self._loras = self._jobs = 0
         self._serve_adapter(adapter)
 
     def describe(self) -> dict[str, Any]:
@@ -79,26 +79,36 @@ class Server:
         self._lora = LoRARequest(f"policy-{self._loras}", self._loras, adapter)
 
     def generate(self, job: Job, on_progress: Callable[[int, int], None]) -> list[list[Sampled]]:
-        """Sample a job. The prefix cache starts empty, so that a batch's arithmetic doesn't depend on earlier calls."""
+        """Sample a job. The prefix cache starts empty, so that a batch's arithmetic doesn't depend on earlier calls.
+
+        A job that fails leaves nothing queued: every request that it submitted is aborted.
+        """
         import torch
 
         self._engine.reset_prefix_cache()
         torch.manual_seed(job.seed)
-        total = self._submit(job)
-        found: dict[str, Sampled] = {}
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    found[output.request_id] = _sampled(output)
-            on_progress(len(found), total)
-        return [[found[_request_id(i, j)] for j in range(n)] for i, n in enumerate(job.samples)]
+        self._jobs += 1
+        wanted = [[f"{self._jobs}-{i}-{j}" for j in range(n)] for i, n in enumerate(job.samples)]
+        request_ids = [request_id for row in wanted for request_id in row]
+        try:
+            self._submit(job, wanted)
+            found: dict[str, Sampled] = {}
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    if output.finished:
+                        found[output.request_id] = _sampled(output)
+                on_progress(len(found), len(request_ids))
+        except BaseException:
+            self._engine.abort_request(request_ids)
+            raise
+        return [[found[request_id] for request_id in row] for row in wanted]
 
-    def _submit(self, job: Job) -> int:
+    def _submit(self, job: Job, request_ids: list[list[str]]) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        for i, (prompt, n) in enumerate(zip(job.prompts, job.samples, strict=True)):
-            for j in range(n):
+        for i, (prompt, row) in enumerate(zip(job.prompts, request_ids, strict=True)):
+            for j, request_id in enumerate(row):
                 params = SamplingParams(
                     max_tokens=job.max_tokens,
                     temperature=job.temperature,
@@ -111,10 +121,7 @@ class Server:
                     # A generator of its own kills vLLM on a CPU; there the process's generator is seeded instead.
                     seed=None if self._on_cpu else _sample_seed(job.seed, i, j),
                 )
-                self._engine.add_request(
-                    _request_id(i, j), {"prompt_token_ids": prompt}, params, lora_request=self._lora
-                )
-        return sum(job.samples)
+                self._engine.add_request(request_id, {"prompt_token_ids": prompt}, params, lora_request=self._lora)
 
 
 def repack_tied_layers(model: Any) -> None:
@@ -128,10 +135,6 @@ def repack_tied_layers(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, VocabParallelEmbedding):
             module.quant_method.process_weights_after_loading(module)
-
-
-def _request_id(prompt: int, sample: int) -> str:
-    return f"{prompt}-{sample}"
 
 
 def _sample_seed(seed: int, prompt: int, sample: int) -> int:
@@ -154,16 +157,27 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for weights, options and requests that it can't serve."""
+    from vllm.exceptions import VLLMClientError
+
+    return (ValueError, NotImplementedError, VLLMClientError)
+
+
 def serve(connection: Connection) -> None:
     """Answer requests, the first of which is start, until the parent says close or goes away."""
     server: Server | None = None
     while True:
         try:
-            request, *arguments = connection.recv()
+            number, request, *arguments = connection.recv()
         except (EOFError, ConnectionError):
             return
         if request == "close":
             return
+
+        def report(done: int, total: int, number: int = number) -> None:
+            connection.send((number, "progress", (done, total)))
+
         try:
             answer: Any = None
             if server is None:
@@ -172,14 +186,14 @@ def serve(connection: Connection) -> None:
             elif request == "load":
                 server.load(*arguments)
             else:
-                answer = server.generate(arguments[0], lambda done, total: connection.send(("progress", done, total)))
+                answer = server.generate(arguments[0], report)
         except BrokenPipeError:
             return
-        except (ValueError, NotImplementedError) as error:  # what vLLM raises for weights and options it can't serve
+        except _refusals() as error:
             traceback.print_exc()
-            connection.send(("error", str(error)))
+            connection.send((number, "error", str(error)))
         else:
-            connection.send(("done", answer))
+            connection.send((number, "done", answer))
 
 
 def main(descriptor: int, parent_pid: int) -> None:

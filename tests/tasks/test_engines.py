@@ -1,23 +1,17 @@
-"""Engines: what they sample is what they say it is, the same each time, and nothing outlives its parent."""
+"""Engines: what they sample is what they say it is, the same each time, from the policy that was asked for."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tiny_model import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from storage.errors import InputError, TransientError
-from tasks._engines import pool
 from tasks._engines.chat import load_tokenizer, render, stop_token_ids
 from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import Completion, SamplingParams, ServedModel
@@ -31,8 +25,8 @@ SAMPLING = SamplingParams(max_tokens=24)
 MEAN_NATS, MAX_NATS = 0.03, 0.25
 
 
-def served(folder: Path, policy_id: str = "first", adapter: Path | None = None) -> ServedModel:
-    return ServedModel(folder, adapter, policy_id, folder)
+def served(folder: Path) -> ServedModel:
+    return ServedModel(folder, None, "policy", folder)  # one id for all: what is served goes by its folder
 
 
 def questions(folder: Path) -> list[list[int]]:
@@ -107,7 +101,7 @@ def test_transformers_repeats_a_seed_and_not_another(in_process: TransformersEng
 
 def test_transformers_serves_the_policy_it_was_handed_last(tiny_model: Path, other_model: Path) -> None:
     engine = TransformersEngine(EngineConfig(max_model_len=128, dtype="float32"), served(tiny_model))
-    engine.load(served(other_model, "second"))
+    engine.load(served(other_model))
     assert forward_differences(other_model, sample(engine, other_model), torch.float32).max() < 1e-4
 
 
@@ -162,50 +156,6 @@ def test_messages_need_a_chat_template(tiny_model: Path, tmp_path: Path) -> None
         load_tokenizer(tmp_path)
 
 
-def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match="auto, vllm, transformers"):
-        EngineConfig(name="vlm")
-    with (
-        pytest.raises(InputError, match="can't be imported"),
-        pool.acquire(EngineConfig(name="no.such.module:Engine"), served(Path("nowhere"))),
-    ):
-        pass
-
-
-def test_pool_reuses_one_engine_swaps_policies_and_serves_one_caller_at_a_time(
-    tiny_model: Path, other_model: Path
-) -> None:
-    config = EngineConfig(name="transformers", max_model_len=128, dtype="float32")
-    with pool.acquire(config, served(tiny_model)) as first:
-        pass
-    with pool.acquire(config, served(other_model, "second")) as second:
-        assert second is first
-        assert forward_differences(other_model, sample(second, other_model), torch.float32).max() < 1e-4
-        entered = threading.Event()
-
-        def enter() -> None:
-            with pool.acquire(config, served(tiny_model)):
-                entered.set()
-
-        waiting = threading.Thread(target=enter)
-        waiting.start()
-        assert not entered.wait(0.3)
-    waiting.join(20)
-    assert entered.is_set()
-    with pool.acquire(config.model_copy(update={"keep_alive": False}), served(tiny_model)) as last:
-        assert last is first
-    with pool.acquire(config, served(tiny_model)) as fresh:
-        assert fresh is not first
-    pool.close_all()
-
-
-def test_pool_hands_out_engines_side_by_side(tiny_model: Path) -> None:
-    config = EngineConfig(name="transformers", max_model_len=128, dtype="float32", data_parallel=2)
-    with pool.acquire(config, served(tiny_model)) as one, pool.acquire(config, served(tiny_model)) as two:
-        assert one is not two
-    pool.close_all()
-
-
 @pytest.mark.servers
 def test_vllm_logprobs_are_the_model_s(vllm: VllmEngine, tiny_model: Path) -> None:
     completions = sample(vllm, tiny_model)
@@ -251,23 +201,37 @@ def test_vllm_aborts_a_prompt_without_room(vllm: VllmEngine) -> None:
 
 
 @pytest.mark.servers
-def test_vllm_swap_in_place_serves_what_a_fresh_engine_serves_and_a_seed_repeats_in_it(
+def test_a_job_that_vllm_refuses_leaves_nothing_queued(vllm: VllmEngine, tiny_model: Path) -> None:
+    before = sample(vllm, tiny_model)
+    with pytest.raises(InputError, match="cannot be empty"):
+        vllm.generate([*questions(tiny_model), []], [4, 3, 2, 1], SAMPLING, 5, quiet)
+    seen: list[int] = []
+    after = vllm.generate(questions(tiny_model), [4, 3, 2], SAMPLING, 3, lambda done, total: seen.append(done))
+    assert after == before and seen[-1] == 9
+
+
+@pytest.mark.servers
+def test_vllm_swapped_in_place_or_started_again_after_an_interruption_serves_the_policy_asked_for(
     vllm: VllmEngine, tiny_model: Path, other_model: Path
 ) -> None:
     first = sample(vllm, tiny_model)
     assert first == sample(vllm, tiny_model)
     assert first != sample(vllm, tiny_model, seed=4)
-    child = vllm._process.pid
-    vllm.load(served(other_model, "second"))
+    child = vllm._child.pid
+    vllm.load(served(other_model))
     swapped = sample(vllm, other_model)
-    vllm.load(served(tiny_model, "first"))
-    assert vllm._process.pid == child, "the child was started again instead of swapped"
+    vllm.load(served(tiny_model))
+    assert vllm._child.pid == child, "the child was started again instead of swapped"
     assert sample(vllm, tiny_model) == first
-    fresh = VllmEngine(CONFIG, served(other_model, "second"))
-    try:
-        assert sample(fresh, other_model) == swapped
-    finally:
-        fresh.close()
+
+    def fail(done: int, total: int) -> None:
+        raise RuntimeError("from the callback")
+
+    with pytest.raises(RuntimeError, match="from the callback"):
+        vllm.generate(questions(tiny_model), [8, 8, 8], SAMPLING, 1, fail)
+    assert not vllm.alive, "a pool would hand it out with the answer still in its pipe"
+    vllm.load(served(other_model))
+    assert sample(vllm, other_model) == swapped
 
 
 @pytest.mark.servers
@@ -283,55 +247,8 @@ def test_a_child_killed_mid_work_is_a_transient_error_with_its_log(tiny_model: P
     """Last of the module's: it takes the shared engine's child away, and the pool's rule replaces such an engine."""
 
     def kill(done: int, total: int) -> None:
-        vllm._process.send_signal(signal.SIGKILL)
+        os.kill(vllm._child.pid, signal.SIGKILL)
 
     with pytest.raises(TransientError, match=r"exit code -9; the end of .*vllm-.*\.log"):
         vllm.generate(questions(tiny_model), [8, 8, 8], SamplingParams(100), 1, kill)
     assert not vllm.alive
-
-
-@pytest.mark.servers
-def test_kill_9_of_the_parent_takes_the_child_along(tiny_model: Path, tmp_path: Path) -> None:
-    """Started in a thread that has ended since, as a task's worker thread would have."""
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    parent = subprocess.Popen(
-        [sys.executable, str(script), str(tiny_model)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    child = int(parent.stdout.readline())
-    assert running(child), "the child died with the thread that asked for it"
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 10
-    while running(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running(child)
-
-
-PARENT = """
-import sys, threading, time
-from pathlib import Path
-from tasks._engines.config import EngineConfig
-from tasks._engines.protocol import ServedModel
-from tasks._engines.vllm_engine import VllmEngine
-
-model = Path(sys.argv[1])
-engines = []
-config = EngineConfig(max_model_len=128, kv_cache_gib=1)
-thread = threading.Thread(target=lambda: engines.append(VllmEngine(config, ServedModel(model, None, "first", model))))
-thread.start()
-thread.join()
-time.sleep(0.5)
-print(engines[0]._process.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

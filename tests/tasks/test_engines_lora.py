@@ -45,13 +45,13 @@ def test_adapters_are_served_and_swapped_in_one_engine(tiny_model: Path, tmp_pat
     first, second = (save_adapter(tiny_model, tmp_path / f"adapter-{seed}", seed) for seed in (1, 2))
     engine = VllmEngine(CONFIG, ServedModel(tiny_model, first, "first", tiny_model))
     try:
-        child = engine._process.pid
+        child = engine._child.pid
         assert mean_difference(tiny_model, first, engine) < 0.05
         assert mean_difference(tiny_model, None, engine) > 0.2, "the base was served, not the adapter"
         for adapter in (second, first):
-            engine.load(ServedModel(tiny_model, adapter, adapter.name, tiny_model))
+            engine.load(ServedModel(tiny_model, adapter, "first", tiny_model))
             assert mean_difference(tiny_model, adapter, engine) < 0.05
-        assert engine._process.pid == child, "the child was started again instead of swapped"
+        assert engine._child.pid == child, "the child was started again instead of swapped"
     finally:
         engine.close()
 

@@ -1,0 +1,160 @@
+"""An engine's process as its parent sees it: one request at a time, and no answer ever meets another request."""
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from storage.errors import InputError, TransientError
+from storage.home import home
+from tasks._engines.protocol import Progress
+
+LOG = logging.getLogger(__name__)
+LOGS_KEPT = 20
+LOG_TAIL_LINES = 30
+CLOSE_TIMEOUT_S = 10.0
+POLL_S = 0.5
+
+# The kernel kills the child when the thread that started it ends, not the process: this thread outlives every task.
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
+_LOG_NUMBERS = itertools.count()
+
+
+class Child:
+    """A process that runs `module` as `python -m module FD PARENT_PID` and answers requests over the socket FD.
+
+    Both sides pickle tuples. A request is (number, name, *arguments); its answers are (number, "progress", (done,
+    total)), any number of times, then (number, "done", value) or (number, "error", text). `name` is for messages.
+    """
+
+    def __init__(self, name: str, module: str, environment: Mapping[str, str]) -> None:
+        self._name = name
+        self._log_path = _new_log(name)
+        self._numbers = itertools.count(1)
+        self._unanswered = self._killed = False
+        self._process, self._connection = _spawn(module, self._log_path, environment)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a request: it runs, and owes no answer to an earlier one."""
+        return not self._killed and not self._unanswered and self._process.poll() is None
+
+    def ask(self, *request: Any, timeout_s: float | None = None, on_progress: Progress | None = None) -> Any:
+        """The answer to a request (name, *arguments), within `timeout_s` if given; progress is passed on.
+
+        Raises InputError when the child refuses, TransientError when it dies or is late. Anything raised before the
+        answer is here (by `on_progress`, or thrown into this thread) kills the child: else the next request would
+        find this one's answer.
+        """
+        number = next(self._numbers)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._unanswered = True
+        try:
+            with self._death_reported():
+                self._connection.send((number, *request))
+            while True:
+                answered, kind, value = self._receive(request[0], deadline)
+                if answered != number:
+                    raise self._failure(f"{self._name} answered request {answered}, expected {number}")
+                if kind != "progress":
+                    break
+                if on_progress is not None:
+                    on_progress(*value)
+        except BaseException:
+            self.kill()
+            raise
+        self._unanswered = False
+        if kind == "error":
+            raise InputError(f"{self._name} refuses to {request[0]}: {value}\nIts log: {self._log_path}")
+        return value
+
+    def _receive(self, request: str, deadline: float | None) -> tuple[int, str, Any]:
+        """The next message. Waits in slices: an exception thrown into a thread lands only between two C calls."""
+        with self._death_reported():
+            while not self._connection.poll(POLL_S):
+                if deadline is not None and time.monotonic() > deadline:
+                    raise self._failure(f"{self._name} hasn't answered {request!r} in time")
+            return self._connection.recv()
+
+    @contextmanager
+    def _death_reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            try:
+                ended = f"exit code {self._process.wait(CLOSE_TIMEOUT_S)}"
+            except subprocess.TimeoutExpired:
+                ended = f"no exit code within {CLOSE_TIMEOUT_S:.0f} s"
+            raise self._failure(f"the {self._name} process died with {ended}") from error
+
+    def _failure(self, what: str) -> TransientError:
+        tail = self._log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return TransientError("\n".join([f"{what}; the end of {self._log_path}:", *tail]))
+
+    def kill(self) -> None:
+        """End the child at once, from any thread: one that waits for an answer gets a TransientError."""
+        self._killed = True
+        self._process.kill()
+        try:
+            self._process.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # it hangs in a driver, where no signal reaches it
+            LOG.warning("%s's process %d doesn't end; it may keep its memory", self._name, self.pid)
+
+    def close(self) -> None:
+        """Have the child end itself; what it doesn't within ten seconds is killed. Not while another thread asks."""
+        try:
+            if self.alive:
+                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                    self._connection.send((next(self._numbers), "close"))
+                    self._process.wait(CLOSE_TIMEOUT_S)
+        finally:
+            if self._process.poll() is None:
+                self.kill()
+            self._connection.close()
+
+
+def _spawn(module: str, log_path: Path, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    with theirs, log_path.open("wb") as log:
+        started = _SPAWNER.submit(
+            subprocess.Popen,
+            [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        process = started.result()
+    return process, Connection(ours.detach())
+
+
+def _new_log(name: str) -> Path:
+    """A fresh log file's path; the newest twenty of all engines are kept."""
+    folder = home() / "logs" / "engines"
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = sorted(_ages(folder))
+    for _, old in logs[: -LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"{name.lower()}-{os.getpid()}-{next(_LOG_NUMBERS)}.log"
+
+
+def _ages(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(FileNotFoundError):  # another process tidies here too
+            yield path.stat().st_mtime_ns, path
