@@ -13,7 +13,6 @@ setup: $(INSTALLED)  ## the virtual environment with everything in it
 
 $(INSTALLED): pyproject.toml deployments/install.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" sh deployments/install.sh
-	@touch $@
 
 quickstart: $(INSTALLED)  ## three iterations of a real model on two cores
 	$(BIN)/posttrain run deployments/quickstart.yaml

@@ -17,6 +17,7 @@ from flows.steps import committed_state
 from storage.campaigns import Campaign
 from storage.errors import CampaignConflict, InputError, PosttrainError
 from storage.home import home
+from storage.store import check_reachable
 
 DONE, BAD_INPUT, STAGE_FAILED, CONFLICT = 0, 2, 3, 4
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -92,6 +93,7 @@ def rerun(
     """Run a single stage of an iteration again, and nothing else."""
     embedded(home())
     place = Campaign(root or default_root(), campaign)
+    check_reachable(place.root)
     committed_state(place, iteration, stage)
     from flows.rerun_stage import rerun_stage
 
@@ -130,7 +132,10 @@ def _configured(
     path: Path, root: str | None, iterations: int | None, settings: list[str] | None, seed: int | None
 ) -> RunConfig:
     options: dict[str, Any] = {"root": root, "iterations": iterations, "seed": seed}
-    return load_config(path, settings, {key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    if iterations is not None:
+        given["iterations_per_run"] = None
+    return load_config(path, settings, given)
 
 
 def guarded(command: Callable[[], None]) -> int:

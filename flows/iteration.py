@@ -1,7 +1,6 @@
 """One iteration: from the state after k iterations to the state after k + 1. This file is the pipeline."""
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact
 
 from flows.config import RunConfig
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
@@ -45,7 +44,7 @@ def iteration(state: State, config: RunConfig, launch: LaunchContext | None = No
 
 
 def _iterate(state: State, config: RunConfig, launch: LaunchContext) -> State:
-    with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as (run, _):
+    with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as run:
         pool = curate(config=config.curate, seed=config.seed)
         after = take_steps(state, config, run, pool)
         committed = Campaign(run.root, config.campaign).commit(after.model_copy(update={"launch_id": launch.launch_id}))
@@ -135,7 +134,7 @@ def score_held_out(
 
 def first_state(config: RunConfig, launch: LaunchContext) -> State:
     """Make and commit the state before the first iteration."""
-    with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as (run, _):
+    with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as run:
         state = take_first_steps(config, run, curate(config=config.curate, seed=config.seed))
         return Campaign(run.root, config.campaign).commit(state.model_copy(update={"launch_id": launch.launch_id}))
 
@@ -156,20 +155,19 @@ def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> Stat
 
 
 def publish(state: State, launch: LaunchContext) -> None:
-    """Show a committed iteration: its policy in MLflow's registry, its report, a link in Prefect.
+    """Show a committed iteration: its policy in MLflow's registry, its report,
 
     A launch does this first for the state that it finds, in case the one before was cut off between the two.
     """
     tracker, run_id = open_tracker(launch.tracking_uri, launch.experiment), state.mlflow_run_id or ""
     policy = Artifact.at(launch.root, state.policy)
-    page = Artifact.at(launch.root, state.steps["report"]).file("report.html") if "report" in state.steps else None
+    page = Artifact.at(launch.root, state.steps["report"]).files_folder() if "report" in state.steps else None
     champion = state.champion == state.policy
     trouble = tracker.publish(run_id, f"{state.campaign}-policy", policy, page, champion=champion)
     if trouble:
         get_run_logger().warning(
             "MLflow didn't take iteration %d (%s); the next launch tries again", state.iteration, trouble
         )
-    create_link_artifact(tracker.url(run_id), link_text=f"MLflow run of iteration {state.iteration}", key="mlflow")
 
 
 def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: RunContext, pool: Artifact) -> Artifact:

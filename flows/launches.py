@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
 from flows.config import RunConfig
 from storage.campaigns import Campaign, Launch, new_launch_id
-from storage.store import open_store
+from storage.store import check_root
 from storage.tracking import Tracker, open_tracker
 from tasks._stage import RunContext, run_context
 
@@ -51,7 +54,7 @@ def launched(config: RunConfig, *, rerun: bool = False) -> Iterator[LaunchContex
     A `rerun` of one stage doesn't count as the campaign's newest launch.
     """
     root = config.resolved_root()
-    open_store(root).check()
+    check_root(root)
     launch_id, uri = new_launch_id(rerun=rerun), config.tracking_uri()
     campaign = Campaign(root, config.campaign)
     target = campaign.earlier_target(flow_run.id) or _target(config, campaign)
@@ -74,6 +77,7 @@ def launched(config: RunConfig, *, rerun: bool = False) -> Iterator[LaunchContex
         mlflow_run_id=run_id,
     )
     campaign.record_launch(launch)
+    _link(tracker, run_id)
     try:
         yield LaunchContext(
             launch_id=launch_id,
@@ -89,6 +93,16 @@ def launched(config: RunConfig, *, rerun: bool = False) -> Iterator[LaunchContex
     tracker.finish(run_id)
 
 
+def _link(tracker: Tracker, run_id: str) -> None:
+    """Put a link to the MLflow run on the Prefect flow run."""
+    try:
+        create_link_artifact(
+            tracker.url(run_id), link_text="MLflow run", key="mlflow", description="this run in MLflow"
+        )
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect didn't take the link to MLflow (%s)", error)
+
+
 def _target(config: RunConfig, campaign: Campaign) -> int:
     """How many iterations the campaign has once this launch is done."""
     if config.iterations_per_run is None:
@@ -100,7 +114,7 @@ def _target(config: RunConfig, campaign: Campaign) -> int:
 @contextmanager
 def tracked_iteration(
     launch: LaunchContext, config: RunConfig, iteration: int, *, force: frozenset[str], stop_after: str | None
-) -> Iterator[tuple[RunContext, Tracker]]:
+) -> Iterator[RunContext]:
     """Stages called inside belong to an iteration: its MLflow child run, and what is forced."""
     tracker = open_tracker(launch.tracking_uri, launch.experiment)
     url = prefect_url(flow_run.id)
@@ -115,6 +129,7 @@ def tracked_iteration(
         },
         note=f"Iteration {iteration} of **{config.campaign}** · [Prefect run]({url})",
     )
+    _link(tracker, run_id)
     context = RunContext(
         root=launch.root,
         campaign=config.campaign,
@@ -128,7 +143,7 @@ def tracked_iteration(
     )
     try:
         with run_context(context):
-            yield context, tracker
+            yield context
     except BaseException:
         tracker.finish(run_id, failed=True)
         raise

@@ -6,7 +6,7 @@ from rich.table import Table
 from flows.config import RunConfig
 from storage.campaigns import Campaign
 from storage.models import find_base
-from storage.store import open_store
+from storage.store import check_root
 from tasks.curate.sources import check_sources
 
 
@@ -14,7 +14,7 @@ def check_inputs(config: RunConfig) -> None:
     """Raise `InputError` for a model, a source or a store that can't be used."""
     find_base(config.model.path)
     check_sources(config.curate)
-    open_store(config.resolved_root()).check()
+    check_root(config.resolved_root())
 
 
 def print_plan(config: RunConfig, console: Console) -> None:

@@ -29,6 +29,7 @@ def post_training(config: RunConfig) -> State:
             campaign = Campaign(launch.root, config.campaign)
             state = campaign.last_state() or first_state(config, launch)
             publish(state, launch)
+            _warn_of_changes(campaign, config, state)
             if state.iteration >= launch.target:
                 log.info("campaign %s has its %d iterations; nothing to do", config.campaign, state.iteration)
             while state.iteration < launch.target:
@@ -39,3 +40,21 @@ def post_training(config: RunConfig) -> State:
             return state
     finally:
         pool.close_all()
+
+
+def _warn_of_changes(campaign: Campaign, config: RunConfig, state: State) -> None:
+    """A campaign that goes on with another seed or model is rarely meant: a campaign of its own is."""
+    begun = campaign.launch(state.launch_id).config
+    for key, before, now in [
+        ("seed", begun["seed"], config.seed),
+        ("model.path", begun["model"]["path"], config.model.path),
+    ]:
+        if before != now:
+            get_run_logger().warning(
+                "campaign %s: its last iteration was made with %s %r, this run says %r; for a run of its own use "
+                "--set campaign=NAME",
+                campaign.name,
+                key,
+                before,
+                now,
+            )

@@ -43,7 +43,7 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
     try:
         with (
             launched(config, rerun=True) as launch,
-            tracked_iteration(launch, config, iteration, force=forced, stop_after=stage) as (run, _),
+            tracked_iteration(launch, config, iteration, force=forced, stop_after=stage) as run,
         ):
             made = _steps_until(stage, place, done, config, run)
     finally:

@@ -14,6 +14,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from storage import reader
+from storage.documents import read_document
 from storage.errors import InputError
 from storage.fingerprints import digest
 from storage.store import open_store
@@ -150,10 +151,9 @@ class Artifact(BaseModel):
     def manifest(self) -> Manifest:
         """The manifest. Raises `InputError` when the artifact doesn't exist."""
         try:
-            content = open_store(self.root).read(f"{self.folder}/{MANIFEST}")
+            return read_document(open_store(self.root), f"{self.folder}/{MANIFEST}", Manifest)
         except FileNotFoundError:
             raise InputError(f"artifact {self.id}: not found below {self.root}") from None
-        return Manifest.model_validate_json(content)
 
     @property
     def metrics(self) -> dict[str, float]:

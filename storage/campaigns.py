@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage.documents import read_document
 from storage.errors import CampaignConflict, InputError
 from storage.store import open_store
 
@@ -38,7 +39,7 @@ class State(BaseModel):
 
 
 class Launch(BaseModel):
-    """One `posttrain run`: its configuration and where to watch it."""
+    """One run or rerun of a configuration, and where to watch it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,13 +78,12 @@ class Campaign:
     def state(self, iteration: int) -> State:
         """The state after an iteration. Raises `InputError` when it isn't committed."""
         try:
-            content = self._store.read(self._path(iteration))
+            return read_document(self._store, self._path(iteration), State)
         except FileNotFoundError:
             committed = self.iterations()
             raise InputError(
                 f"campaign {self.name!r}: iteration {iteration} isn't committed below {self.root}; only {committed}"
             ) from None
-        return State.model_validate_json(content)
 
     def last_state(self) -> State | None:
         """The newest committed state."""
@@ -121,7 +121,7 @@ class Campaign:
                 f"campaign {self.name!r}: nothing was launched below {self.root}; known: {names(self.root)}"
             )
         path = f"{self._folder}/launches/{launch_id or known[-1]}.json"
-        return Launch.model_validate_json(self._store.read(path))
+        return read_document(self._store, path, Launch)
 
     def earlier_target(self, prefect_flow_run_id: str | None) -> int | None:
         """The target that the same Prefect flow run had when it was tried before: a retry doesn't move it."""

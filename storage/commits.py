@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifacts import MANIFEST, Artifact, Manifest, Outputs, TableEntry
+from storage.documents import read_document
 from storage.provenance import git_commit, package_versions
 from storage.store import open_store
 from storage.writer import ArtifactWriter, merge_tables
@@ -61,13 +62,13 @@ def commit_shard(recipe: Recipe, attempt: Attempt, index: int, outputs: Outputs)
     store, path = open_store(recipe.artifact.root), shard_path(recipe, index)
     if store.create(path, manifest.model_dump_json(indent=1).encode()):
         return manifest
-    return Manifest.model_validate_json(store.read(path))
+    return read_document(store, path, Manifest)
 
 
 def read_shard(recipe: Recipe, index: int) -> Manifest | None:
     """The manifest of a shard that was committed before, for inputs of the same content."""
     try:
-        return Manifest.model_validate_json(open_store(recipe.artifact.root).read(shard_path(recipe, index)))
+        return read_document(open_store(recipe.artifact.root), shard_path(recipe, index), Manifest)
     except FileNotFoundError:
         return None
 
@@ -88,7 +89,7 @@ def shard_path(recipe: Recipe, index: int) -> str:
 def committed(artifact: Artifact) -> Manifest | None:
     """The manifest, if the artifact exists."""
     try:
-        return Manifest.model_validate_json(open_store(artifact.root).read(f"{artifact.folder}/{MANIFEST}"))
+        return read_document(open_store(artifact.root), f"{artifact.folder}/{MANIFEST}", Manifest)
     except FileNotFoundError:
         return None
 

@@ -32,6 +32,22 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 
 
+def check_root(root: str) -> None:
+    """`Store.check` before work starts, where a store that is away is bad input. Raises `InputError`."""
+    try:
+        open_store(root).check()
+    except StoreUnreachable as error:
+        raise InputError(str(error)) from error
+
+
+def check_reachable(root: str) -> None:
+    """Raise `InputError` at once for a root that can't be read; nothing is written."""
+    try:
+        open_store(root).reach()
+    except StoreUnreachable as error:
+        raise InputError(str(error)) from error
+
+
 def _patient(method: Callable[P, R]) -> Callable[P, R]:
     """Name the errors of a method, and try it again while a remote store can't be reached, for about half a minute."""
     named = _named_errors(method)
@@ -141,6 +157,11 @@ class Store:
             raise InputError(
                 f"root {self.root}: the store ignores conditional puts (If-None-Match); use one that has them"
             )
+
+    @_named_errors
+    def reach(self) -> None:
+        """List the root once, without patience. Raises `StoreUnreachable`, or `InputError` when access is refused."""
+        self._fs.exists(self._base)
 
     @_patient
     def read(self, path: str) -> bytes:

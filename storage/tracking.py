@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from storage.artifacts import Artifact, Manifest
-from storage.errors import InputError
+from storage.errors import InputError, TransientError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,14 +65,19 @@ class Tracker:
     ) -> str:
         """Start a run, below `parent` if given, with the configuration as dotted parameters. Returns its id."""
         from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
 
         labels = {NAME_TAG: name, NOTE_TAG: note, **tags}
         if parent:
             labels[PARENT_TAG] = parent
-        run_id = str(self._client.create_run(self.experiment_id, tags=labels).info.run_id)
         params = [Param(key, text[:MAX_PARAM_CHARS]) for key, text in flatten(config).items()]
-        for start in range(0, len(params), 100):
-            self._client.log_batch(run_id, params=params[start : start + 100])
+        experiment_id = self.experiment_id
+        try:
+            run_id = str(self._client.create_run(experiment_id, tags=labels).info.run_id)
+            for start in range(0, len(params), 100):
+                self._client.log_batch(run_id, params=params[start : start + 100])
+        except MlflowException as error:
+            raise TransientError(f"MLflow at {self.uri} took no run ({_first_line(error)}); run again") from error
         return run_id
 
     def log_metrics(self, run_id: str, prefix: str, metrics: Mapping[str, float], step: int) -> None:
@@ -140,7 +145,7 @@ class Tracker:
             LOG.warning("MLflow didn't take the end of run %s (%s)", run_id, _first_line(error))
 
     def publish(self, run_id: str, name: str, policy: Artifact, report: Path | None, *, champion: bool) -> str | None:
-        """Attach the report to a run and register its policy. Doing it again changes nothing.
+        """Attach the folder of a report and its plots to a run, and register the policy; again, it changes nothing.
 
         Returns what went wrong, if MLflow didn't take it; the next launch publishes again.
         """
@@ -148,7 +153,7 @@ class Tracker:
 
         try:
             if report is not None:
-                self._client.log_artifact(run_id, str(report), "report")
+                self._client.log_artifacts(run_id, str(report), "report")
             self.register_policy(name, policy, run_id, champion=champion)
         except MlflowException as error:
             return _first_line(error)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.artifacts import MANIFEST, Artifact, FileEntry, Frames, Manifest, TableEntry
+from storage.documents import read_document
 from storage.errors import StageFailed
 from storage.reader import sha256_of
 from storage.records import RECORD_VERSION, RECORDS
@@ -99,7 +100,7 @@ class ArtifactWriter:
             return manifest, True
         if self._store.create(path, content):
             return manifest, True
-        return Manifest.model_validate_json(self._store.read(path)), False
+        return read_document(self._store, path, Manifest), False
 
     def _store_file(self, local: Path, name: str, *, rows: int | None = None, volatile: bool = False) -> FileEntry:
         size, sha256 = local.stat().st_size, sha256_of(local)

@@ -9,6 +9,7 @@ retried. A stage with `shards` runs them as mapped tasks first, each committed o
 """
 
 import contextvars
+import errno
 import fcntl
 import inspect
 import logging
@@ -214,7 +215,9 @@ def _with_work(call: _Call, shards: int) -> _Call:
 
 
 def _may_pass(_task: Any, _task_run: Any, state: State[Any]) -> bool:
-    """Prefect asks whether to retry: only faults that may pass, never bad input."""
+    """Prefect asks whether to retry: only faults that may pass, never bad input nor what took too long."""
+    if state.name == "TimedOut":
+        return False
     error = state.result(raise_on_failure=False) if state.is_failed() else None
     return isinstance(error, PASSING)
 
@@ -313,7 +316,12 @@ def _attempt(call: _Call, shard: Shard | None = None) -> Iterator[tuple[commits.
     os.utime(scratch)  # when this attempt began, for whoever looks at what was left
     log = get_run_logger()
     attempt = commits.Attempt(datetime.now(UTC), scratch, flow_run.id, task_run.id)
-    yield attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
+    try:
+        yield attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StageFailed(f"{scratch}: no space left. Free some (`posttrain gc`), then run again.") from error
+        raise
 
 
 def _scratch(call: _Call) -> Path:

@@ -12,6 +12,7 @@ class EvaluationConfig(StrictConfig):
     max_regression: float = Field(
         0.05,
         ge=0,
-        description="a policy is promoted when the interval of (its score - the champion's) lies above minus this",
+        description="a policy is promoted when the interval of (its score - the champion's) lies above minus this, and "
+        "not wholly below zero",
     )
     k: int = Field(4, ge=1, description="k of pass@k and worst@k; lowered to the samples there are")

@@ -58,7 +58,8 @@ def judge(now: pl.DataFrame, champion: pl.DataFrame | None, config: EvaluationCo
         seed=derive_seed(seed, "difference"),
         level=config.confidence,
     )
-    return Verdict(promoted=difference.low >= -config.max_regression, difference=difference)
+    promoted = difference.low >= -config.max_regression and difference.high >= 0
+    return Verdict(promoted=promoted, difference=difference)
 
 
 def evaluation_metrics(scores: pl.DataFrame, verdict: Verdict, config: EvaluationConfig, seed: int) -> dict[str, float]:

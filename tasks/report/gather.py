@@ -1,7 +1,7 @@
 """From artifacts to what the page says: small frames and plain numbers, aggregated from lazy scans."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -31,7 +31,6 @@ class Content:
     reward_models: list[dict[str, Any]]
     samples: list[Sample]
     provenance: list[dict[str, Any]]
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def gather(history: History, config: ReportConfig) -> Content:
@@ -138,11 +137,12 @@ def decisions(steps: Steps) -> pl.DataFrame:
 
 
 def seconds(steps: Steps) -> pl.DataFrame:
-    """`iteration, step, seconds` that each step took when it was made."""
+    """`iteration, step, seconds` of each step that an iteration made; what it found cost it nothing."""
     rows = [
         (iteration, step, artifact.manifest.duration_s)
         for iteration, made in steps.items()
         for step, artifact in made.items()
+        if artifact.manifest.iteration in (iteration, None)
     ]
     return pl.DataFrame(rows, schema={"iteration": pl.Int64, "step": pl.String, "seconds": pl.Float64}, orient="row")
 

@@ -23,7 +23,9 @@ class RewardModelConfig(StrictConfig):
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     layers: int | None = Field(None, ge=1, description="use the base's first layers only; none: all of them")
-    min_pairs: int = Field(16, ge=2, description="fewer pairs to train on are an error")
+    min_pairs: int = Field(
+        16, ge=2, description="with fewer pairs to train on, an iteration keeps the reward model there is"
+    )
     max_pairs: int = Field(20_000, ge=2, description="more pairs to train on are sampled down, by seed")
     max_heldout_pairs: int = Field(1_000, ge=1, description="more held-out pairs are sampled down, by seed")
     max_tokens: int = Field(2048, ge=8, description="a pair whose prompt and answers are longer is left out")

@@ -47,7 +47,7 @@ def stage_rates(home: Path) -> tuple[list[dict[str, float]], dict]:
     def measured():
         with (
             launched(config) as launch,
-            tracked_iteration(launch, config, 1, force=frozenset(), stop_after=None) as (run, _),
+            tracked_iteration(launch, config, 1, force=frozenset(), stop_after=None) as run,
         ):
             base = register_base(run.root, config.model.path)
             prompts = curate(config=config.curate, seed=0)

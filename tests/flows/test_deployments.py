@@ -1,6 +1,7 @@
 """The two deployments on a real worker: run, fail, be retried from Prefect, and repeat only what is missing."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,7 @@ import time
 import httpx
 import pytest
 import yaml
-from pipeline import REPOSITORY, run_file, states
-
-from flows.services.lifecycle import down, up
-from flows.services.running import Ports
+from pipeline import REPOSITORY, environment, posttrain, run_file, states
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -30,10 +28,14 @@ def project(tmp_path_factory):
     del document["iterations"]
     document |= {"iterations_per_run": 1, "root": str(folder / "root")}
     (folder / "deployments" / "nightly.yaml").write_text(yaml.safe_dump(document))
-    home = folder / "home"
-    running = up(home=home, ports=Ports(0, 0, 0), echo=lambda _: None, deployments=folder / "deployments")
-    yield {"folder": folder, "api": running.prefect_api_url, "root": document["root"]}
-    down(home)
+    env = environment(folder / "home")
+    ports = ["--prefect-port", "0", "--mlflow-port", "0", "--s3-port", "0"]
+    output = posttrain("up", *ports, env=env, folder=folder)
+    shown = dict(re.findall(r"^(Prefect|MLflow|S3) +(http://127.0.0.1:\d+)$", output, re.MULTILINE))
+    assert set(shown) == {"Prefect", "MLflow", "S3"}, output
+    yield {"folder": folder, "api": f"{shown['Prefect']}/api", "root": document["root"]}
+    ended = posttrain("down", env=env, folder=folder)
+    assert all(name in ended for name in ("worker", "prefect", "mlflow", "s3")), ended
 
 
 def post(project, path, **body):

@@ -66,7 +66,12 @@ def test_prefect_shows_each_stage_and_carries_no_rows(campaign, prefect_server):
     names = {run["name"] for run in runs_of(prefect_server, {"parent_flow_run_id": {"any_": [parent["id"]]}})}
     assert STEPS - {"reward_model"} <= names
     assert any(name.startswith("rollouts-shard-1") for name in names)
-    state = newest_flow_run(prefect_server, "iteration")["parameters"]["state"]
+    newest = newest_flow_run(prefect_server, "iteration")
+    links = httpx.post(
+        f"{prefect_server}/artifacts/filter", json={"flow_runs": {"id": {"any_": [newest["id"]]}}}
+    ).json()
+    assert any("/#/experiments/" in str(link["data"]) for link in links if link["key"] == "mlflow")
+    state = newest["parameters"]["state"]
     assert len(json.dumps(state)) < 4000
 
 
@@ -89,7 +94,9 @@ def test_mlflow_has_a_parent_run_child_runs_metrics_datasets_and_aliases(campaig
     assert committed["steps"]["rollouts"].split("/")[1] in digests
     assert "/runs/flow-run/" in second.data.tags["prefect.flow_run_url"]
     assert "/runs/flow-run/" in second.data.tags["mlflow.note.content"]
-    assert [file.path for file in client.list_artifacts(second.info.run_id, "report")] == ["report/report.html"]
+    assert [file.path for file in client.list_artifacts(second.info.run_id, "report")] == [
+        f"report/{name}" for name in ("held-out-score.png", "report.html", "reward.png", "seconds.png")
+    ]
     challenger = client.get_model_version_by_alias(f"{campaign['name']}-policy", "challenger")
     champion = client.get_model_version_by_alias(f"{campaign['name']}-policy", "champion")
     assert challenger.tags["posttrain.artifact"] == committed["policy"]

@@ -38,3 +38,12 @@ def test_the_held_out_score_rises_by_more_than_two_standard_errors(tmp_path):
     assert re.search(r"report +\S+quickstart\.html", output)
     again = subprocess.run(["make", "quickstart"], cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert "nothing to do" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_bench_meets_its_limits(tmp_path):
+    env = {**os.environ, "POSTTRAIN_HOME": str(tmp_path / "home")}
+    done = subprocess.run(["make", "bench"], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count(" ok") == 3

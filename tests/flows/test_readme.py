@@ -1,5 +1,6 @@
 """Every command of README.md is run: here, or by the suite that is named."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,10 +15,10 @@ ELSEWHERE = {
     "make quickstart": "tests/flows/test_quickstart.py, by make test-slow",
     "make test": "what runs this",
     "make check": ".ci/run",
-    "make bench": "by hand: it measures",
-    "make test-slow": "by hand: it takes a quarter of an hour",
-    "posttrain up": "tests/flows/test_services.py, on free ports",
-    "posttrain down": "tests/flows/test_services.py, on free ports",
+    "make bench": "tests/flows/test_quickstart.py, by make test-slow",
+    "make test-slow": "what runs the two of them",
+    "posttrain up": "tests/flows/test_deployments.py, on free ports",
+    "posttrain down": "tests/flows/test_deployments.py, on free ports",
 }
 
 
@@ -62,6 +63,14 @@ def test_the_commands_do_what_they_say(reader):
             arguments = [known.get(part, part) for part in arguments]
         assert posttrain(*arguments, env=env, folder=reader["folder"]).strip()
     assert list(states(root, "mine")) == ["00000.json", "00001.json", "00002.json"]
+
+
+def test_the_schema_is_json(reader):
+    assert json.loads(posttrain("schema", env=reader["env"]))["title"] == "RunConfig"
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"[A-Z]+_TABLE", README)
 
 
 def rollout(root, steps):
