@@ -3,7 +3,6 @@
 Safetensors only: nothing here unpickles weights. torch, transformers and peft are imported where they are needed.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import InputError
 from storage.home import home
+from storage.locks import alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def convert_base(source: str) -> Path:
     if found.is_dir():
         return found
     folder = home() / "models" / f"{found.stem}-{_file_digest(found)[:12]}"
-    with _alone("converted-models"):
+    with alone("converted-models"):
         if not folder.is_dir():
             LOG.info("Converting %s to safetensors, once; this takes about half a minute", found.name)
             with _whole(folder) as scratch:
@@ -108,7 +108,7 @@ def merged_folder(policy: PolicyFiles) -> Path:
         return policy.base
     content = [weights_digest(policy.base), [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES]]
     folder = home() / "models" / "merged" / _digest(content)
-    with _alone("merged-models"):
+    with alone("merged-models"):
         if folder.is_dir():
             os.utime(folder)
             return folder
@@ -213,16 +213,6 @@ def _merge(base: Path, updates: dict[str, _LowRank], folder: Path) -> None:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """One thread of one process of this home at a time: each opens the file itself, so flock parts threads too."""
-    path = home() / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block ends well. For the holder of a lock."""
     scratch = folder.with_name(f".{folder.name}")
@@ -279,7 +269,7 @@ def _file_digest(path: Path) -> str:
     with path.open("rb") as content:
         while chunk := content.read(CHUNK_BYTES):
             hasher.update(chunk)
-    with _alone("digests"):
+    with alone("digests"):
         ledger = _ledger()
         scratch = ledger.with_name(f".digests-{uuid.uuid4().hex}.json")
         scratch.write_text(json.dumps(_known_digests() | {key: hasher.hexdigest()}, indent=0))

@@ -10,7 +10,6 @@ retried. A stage with `shards` runs them as mapped tasks first, each committed o
 
 import contextvars
 import errno
-import fcntl
 import inspect
 import logging
 import os
@@ -39,6 +38,7 @@ from storage.artifacts import Artifact, Manifest, Outputs
 from storage.errors import StageFailed, TransientError
 from storage.fingerprints import digest, fingerprint, hashed_part
 from storage.home import home
+from storage.locks import alone
 from storage.tracking import Tracker
 
 PROGRESS_EVERY_S = 5.0
@@ -236,7 +236,7 @@ _TASK_OPTIONS: dict[str, Any] = {
 @task(**_TASK_OPTIONS)
 def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
     """Find the artifact, or compute it (or join its shards) and commit it; then track it."""
-    with _alone(call.artifact.id):
+    with alone(call.artifact.id):
         found = commits.committed(call.artifact)
         if found is not None and (not call.forced or found.prefect_task_run_id == task_run.id):
             _track(call, found, cached=True)
@@ -261,23 +261,13 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
 @task(**_TASK_OPTIONS)
 def execute_shard(call: _Call, shard: Shard) -> str | State[str]:
     """Find a shard, or compute and commit it. Gives the shard's attempt."""
-    with _alone(f"{call.artifact.id}-{shard.index}"):
+    with alone(f"{call.artifact.id}-{shard.index}"):
         found = commits.read_shard(call.recipe, shard.index)
         if found is not None:
             return cast(State[str], Completed(name="Cached", message=f"shard {shard.index} exists", data=found.attempt))
         with _attempt(call, shard) as (attempt, context):
             outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
             return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """One process of this home at a time: a second runner waits, then finds what the first one made."""
-    path = home() / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _map_shards(call: _Call, count: int) -> None:
