@@ -5,6 +5,7 @@ Imports neither Prefect nor MLflow: `flows.environment` reads it before either i
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ STATE_FILE = "services.json"
 S3_CONFIG_FILE = "s3.json"
 # In the environment of everything that `up` starts: which start it belongs to. A recycled process id has another.
 MARK = "POSTTRAIN_SERVICE"
+EXEC_CHECKS = 50
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,18 @@ def carries_mark(pid: int, mark: str) -> bool:
     """Whether process `pid` runs and was started under `mark`."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+        return process.status() != psutil.STATUS_ZOMBIE and _environment(process).get(MARK) == mark
     except (psutil.Error, OSError):
         return False
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """The process's environment. In the midst of its exec the kernel shows none for a moment: look again."""
+    for _ in range(EXEC_CHECKS):
+        if found := process.environ():
+            return dict(found)
+        time.sleep(0.02)
+    return {}
 
 
 def recorded(home: Path) -> dict[str, Service]:
