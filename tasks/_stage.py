@@ -43,6 +43,7 @@ from storage.tracking import Tracker
 
 PROGRESS_EVERY_S = 5.0
 RETRIES = 3
+SHOWN_INPUTS = 8
 PASSING = (TransientError, ConnectionError, TimeoutError, httpx.TransportError)
 BACKOFF_S = 2
 Arguments = dict[str, Any]
@@ -346,7 +347,8 @@ def _progress(step: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> Ca
 def _track(call: _Call, manifest: Manifest, *, cached: bool) -> None:
     """Tell MLflow and Prefect what this step made; the manifest holds the same, so nothing hangs on it."""
     run, step, log = call.run, call.recipe.step, get_run_logger()
-    inputs = _artifacts(call.arguments)
+    # The report reads a whole campaign: that many inputs would drown what a reader looks for.
+    inputs = dict(list(_artifacts(call.arguments).items())[:SHOWN_INPUTS])
     seconds = f"{manifest.duration_s:.1f} s"
     log.info("%s: %s %s, %d rows", step, "cached" if cached else f"made in {seconds},", call.artifact.id, manifest.rows)
     run_url = ""
