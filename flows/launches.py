@@ -14,10 +14,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
 from flows.config import RunConfig
+from flows.log_rules import keep_to_one_line
 from storage.campaigns import Campaign, Launch, new_launch_id
 from storage.store import check_root
 from storage.tracking import Tracker, open_tracker
 from tasks._stage import RunContext, run_context
+
+keep_to_one_line()
 
 PREFECT_UI = "http://127.0.0.1:4200"
 SHARDS_AT_ONCE = 8

@@ -5,11 +5,8 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.iteration import first_state, iteration, publish
 from flows.launches import launched, shard_runner
-from flows.log_rules import keep_to_one_line
 from storage.campaigns import Campaign, State
 from tasks._engines import pool
-
-keep_to_one_line()
 
 
 @flow(

@@ -7,7 +7,6 @@ from prefect import flow, get_run_logger
 from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, parse_config
 from flows.iteration import take_first_steps, take_steps
 from flows.launches import launched, shard_runner, tracked_iteration
-from flows.log_rules import keep_to_one_line
 from flows.steps import FIRST, committed_state
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -16,8 +15,6 @@ from storage.lineage import downstream
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter
 from tasks.curate.stage import curate
-
-keep_to_one_line()
 
 
 @flow(
