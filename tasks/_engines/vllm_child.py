@@ -135,7 +135,10 @@ def skip_token_ranks() -> None:
     import torch
     from vllm.v1.sample import sampler
 
-    sampler.batched_count_greater_than = lambda logits, _: torch.zeros(len(logits), dtype=torch.int64)
+    def no_ranks(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    sampler.batched_count_greater_than = no_ranks
 
 
 def repack_tied_layers(model: Any) -> None:
