@@ -136,7 +136,7 @@ def skip_token_ranks() -> None:
     from vllm.v1.sample import sampler
 
     def no_ranks(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(x), dtype=torch.int64)
+        return torch.zeros(len(x), dtype=torch.int64, device=values.device)
 
     sampler.batched_count_greater_than = no_ranks
 
