@@ -10,6 +10,7 @@ from storage.campaigns import Campaign, State
 from storage.fingerprints import derive_seed
 from storage.policies import base_of, register_base
 from storage.tracking import open_tracker
+from tasks._engines import pool as engines
 from tasks._stage import RunContext
 from tasks.curate.stage import curate
 from tasks.evaluation.stage import evaluate
@@ -67,6 +68,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     rollouts = generate(
         batch=drawn, policy=policy, config=config.rollouts, seed=derive_seed(config.seed, k, "rollouts")
     )
+    engines.free_accelerator()
     graders = config.grading.active(k, reward_model is not None)
     graded = grade(
         rollouts=rollouts,
@@ -115,6 +117,7 @@ def score_held_out(
     )
     seed = derive_seed(config.seed, "evaluation")
     rollouts = generate(batch=held_out, policy=policy, config=config.rollouts, seed=seed, step=f"{name}-rollouts")
+    engines.free_accelerator()
     graded = grade(
         rollouts=rollouts,
         batch=held_out,

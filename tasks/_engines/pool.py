@@ -93,6 +93,12 @@ def close_all() -> None:
             seat.engine.close()
 
 
+def free_accelerator() -> None:
+    """End the engines if they hold a GPU that scoring or training needs next; on a CPU they stay warm."""
+    if has_gpu():
+        close_all()
+
+
 atexit.register(close_all)
 
 
