@@ -24,7 +24,7 @@ def last_line(output):
 def chats(folder, rows):
     path = folder / "chats.jsonl"
     path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
-    return {"sources": [{"path": str(path), "messages_field": "messages", "verifier": {"name": "number"}}]}
+    return {"sources": [{"path": str(path), "messages_field": "messages", "verifier": {"name": "haiku"}}]}
 
 
 def good(n):
