@@ -16,6 +16,7 @@ import polars as pl
 
 from storage.artifacts import Artifact, Manifest
 from storage.errors import InputError, TransientError
+from storage.locks import alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +41,8 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         from mlflow import MlflowClient
 
-        return MlflowClient(self.uri, registry_uri=self.uri)
+        with alone("mlflow"):  # of two first runs of a home, one makes the tables
+            return MlflowClient(self.uri, registry_uri=self.uri)
 
     @functools.cached_property
     def experiment_id(self) -> str:
@@ -48,12 +50,14 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client.get_experiment_by_name(self.experiment)
-            if found is None:
-                return str(self._client.create_experiment(self.experiment))
-            if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+            client = self._client
+            with alone("mlflow"):
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    return str(client.create_experiment(self.experiment))
+                if found.lifecycle_stage == "deleted":
+                    client.restore_experiment(found.experiment_id)
+                return str(found.experiment_id)
         except MlflowException as error:
             raise InputError(
                 f"MLflow at {self.uri} doesn't answer ({_first_line(error)}). Start it (`posttrain up`), "

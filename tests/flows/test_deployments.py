@@ -12,6 +12,8 @@ import pytest
 import yaml
 from pipeline import REPOSITORY, environment, posttrain, run_file, states
 
+# A worker looks at a process that failed for some seconds and then calls its run crashed, a retried one too.
+WORKER_REPORTS_S = 10
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -83,6 +85,8 @@ def test_a_failed_night_is_retried_from_prefect_and_a_stage_rerun(project, tiny_
     assert failed["type"] == "FAILED"
     assert "nothing is there" in failed["message"]
     shutil.copytree(tiny_model, project["folder"] / "model")
+    time.sleep(WORKER_REPORTS_S)
+    failed = ended(project, flow_run)
     retry = [sys.executable, "-m", "prefect", "--no-prompt", "flow-run", "retry", flow_run]
     env = {**os.environ, "PREFECT_API_URL": project["api"]}
     done = subprocess.run(retry, env=env, capture_output=True, text=True, timeout=240)
