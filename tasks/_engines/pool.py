@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import importlib
 import importlib.util
 import logging
 import threading
@@ -11,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from storage.errors import InputError, TransientError
+from storage.errors import TransientError
+from storage.plugins import import_named
 from tasks._engines.config import EngineConfig
 from tasks._engines.devices import has_gpu
 from tasks._engines.protocol import Engine, ServedModel
@@ -149,8 +149,4 @@ def _leave(seat: _Seat, keep: bool) -> None:
 
 
 def _engine_class(name: str) -> type:
-    module_name, _, attribute = ENGINES.get(name, name).partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"engine {name!r} can't be imported: {error}; install it or name another") from error
+    return import_named("engine", ENGINES.get(name, name))

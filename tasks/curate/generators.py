@@ -1,10 +1,10 @@
 """Procedural sources: a registry by name, or `package.module:object` for one's own."""
 
-import importlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from storage.errors import InputError
+from storage.plugins import import_named
 from tasks.curate import haiku
 from tasks.curate.rows import Rejection, Row
 
@@ -40,13 +40,9 @@ def resolve_generator(name: str) -> Generator:
     """The generator of that name or dotted path. Raises `InputError` when there is none or it lacks a part."""
     if name in GENERATORS:
         return GENERATORS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise InputError(f"no generator {name!r}; there are {', '.join(GENERATORS)}, or give package.module:object")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"generator {name!r} can't be imported: {error}") from error
+    found = import_named("generator", name)
     missing = [part for part in REQUIRED if not hasattr(found, part)]
     if missing:
         raise InputError(f"generator {name!r} has no {', '.join(missing)}; a generator has {', '.join(REQUIRED)}")

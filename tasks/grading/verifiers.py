@@ -3,13 +3,13 @@
 One's own is a function of the same form, named `package.module:function` in the configuration or in a prompt.
 """
 
-import importlib
 import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from storage.errors import InputError
+from storage.plugins import import_named
 from tasks.grading.haiku import haiku
 from tasks.grading.verdict import Verdict, VerifierFunction, required_answer, with_defaults
 
@@ -102,13 +102,9 @@ def resolve_verifier(name: str) -> Verifier:
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise InputError(f"no verifier {name!r}; there are {', '.join(VERIFIERS)}, or give package.module:function")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"verifier {name!r} can't be imported: {error}") from error
+    function = import_named("verifier", name)
     return Verifier(function, str(getattr(function, "version", "0")))
 
 
