@@ -1,6 +1,5 @@
 """The command `posttrain`. Heavy packages are imported by the commands that need them."""
 
-import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from flows.config import RunConfig, default_root, load_config
 from flows.environment import embedded
 from flows.steps import committed_state
 from storage.campaigns import Campaign
-from storage.errors import CampaignConflict, InputError, PosttrainError
+from storage.disk import check_room, is_full
+from storage.errors import CampaignConflict, InputError, PosttrainError, StageFailed
 from storage.home import home
 from storage.store import check_reachable
 
@@ -71,6 +71,7 @@ def run(
 ) -> None:
     """Run a campaign to its number of iterations, from wherever it was left."""
     checked = _configured(config, root, iterations, settings, seed)
+    check_room(home())
     embedded(home())
     from flows.plan import check_inputs
     from flows.summary import print_summary
@@ -146,21 +147,27 @@ def guarded(command: Callable[[], None]) -> int:
         return _say(error, BAD_INPUT)
     except CampaignConflict as error:
         return _say(error, CONFLICT)
-    except PosttrainError as error:
-        return _say(error, STAGE_FAILED)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         errors.print("stopped; what was committed stays, run again to continue")
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            traceback.print_exc()
-        return _say(error, STAGE_FAILED)
     except Exception as error:  # noqa: BLE001 - the outermost boundary: anything else is a stage's failure
-        traceback.print_exc()
-        return _say(error, STAGE_FAILED)
+        return _say_failure(error)
     return DONE
+
+
+def _say_failure(error: Exception) -> int:
+    if is_full(error, home()):
+        line = f"no space left on the disk of {home()} or of the root ({_first_line(error)})"
+        return _say(StageFailed(f"{line}. What was committed stays: free some, then run again"), STAGE_FAILED)
+    if not isinstance(error, PosttrainError):
+        traceback.print_exc()
+    return _say(error, STAGE_FAILED)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _say(error: BaseException, code: int) -> int:

@@ -9,7 +9,6 @@ retried. A stage with `shards` runs them as mapped tasks first, each committed o
 """
 
 import contextvars
-import errno
 import inspect
 import logging
 import os
@@ -244,13 +243,13 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
             return cast(
                 State[Artifact], Completed(name="Cached", message=f"{call.artifact.id} exists", data=call.artifact)
             )
-        with _attempt(call) as (attempt, context):
-            parts = [cast(Manifest, commits.read_shard(call.recipe, index)) for index in range(shards)]
-            if not call.stage.shards:
-                outputs = _invoke(call.stage.function, call.arguments, context)
-            else:
-                outputs = _combine(call, parts, context)
-            manifest = commits.commit_outputs(call.recipe, attempt, outputs, parts, replace=call.forced)
+        attempt, context = _attempt(call)
+        parts = [cast(Manifest, commits.read_shard(call.recipe, index)) for index in range(shards)]
+        if not call.stage.shards:
+            outputs = _invoke(call.stage.function, call.arguments, context)
+        else:
+            outputs = _combine(call, parts, context)
+        manifest = commits.commit_outputs(call.recipe, attempt, outputs, parts, replace=call.forced)
         shutil.rmtree(_scratch(call).parent, ignore_errors=True)
     if found is not None:
         same = found.content == manifest.content
@@ -266,9 +265,9 @@ def execute_shard(call: _Call, shard: Shard) -> str | State[str]:
         found = commits.read_shard(call.recipe, shard.index)
         if found is not None:
             return cast(State[str], Completed(name="Cached", message=f"shard {shard.index} exists", data=found.attempt))
-        with _attempt(call, shard) as (attempt, context):
-            outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
-            return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
+        attempt, context = _attempt(call, shard)
+        outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
+        return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
 
 
 def _map_shards(call: _Call, count: int) -> None:
@@ -300,19 +299,13 @@ def _joined_metrics(parts: list[Manifest]) -> dict[str, float]:
     return totals
 
 
-@contextmanager
-def _attempt(call: _Call, shard: Shard | None = None) -> Iterator[tuple[commits.Attempt, StageContext]]:
+def _attempt(call: _Call, shard: Shard | None = None) -> tuple[commits.Attempt, StageContext]:
     scratch = _scratch(call) / (f"shard-{shard.index:05d}" if shard else "stage")
     scratch.mkdir(parents=True, exist_ok=True)
     os.utime(scratch)  # when this attempt began, for whoever looks at what was left
     log = get_run_logger()
     attempt = commits.Attempt(datetime.now(UTC), scratch, flow_run.id, task_run.id)
-    try:
-        yield attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StageFailed(f"{scratch}: no space left. Free some (`posttrain gc`), then run again.") from error
-        raise
+    return attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
 
 
 def _scratch(call: _Call) -> Path:

@@ -143,6 +143,52 @@ def test_a_full_disk_fails_the_stage_and_loses_nothing(tmp_path, env, tiny_model
     assert contents(str(kept))
 
 
+def test_a_disk_that_fills_up_below_everything(tmp_path, env, tiny_model):
+    """Home and store on one file system, both databases in it; it is filled in mid-run, then there is room again."""
+    del env["PREFECT_API_URL"]
+    small, path = tmp_path / "small", run_file(tmp_path, tiny_model)
+    small.mkdir()
+    env["POSTTRAIN_HOME"] = str(small / "home")
+    run = f"{sys.executable} -m flows.cli run {path}"
+    script = f"""
+        mount -t tmpfs -o size=400m tmpfs {small} || exit 90
+        {run} > {tmp_path}/first.log 2>&1 & runner=$!
+        until ls {small}/home/store/artifacts/grading/*/_manifest.json; do
+            kill -0 $runner || exit 91; sleep 0.1
+        done
+        dd if=/dev/zero of={small}/filler bs=4k
+        wait $runner; echo first run $?
+        rm {small}/filler
+        {run} > {tmp_path}/second.log 2>&1; echo second run $?
+    """
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=480
+    )
+    first, second = ((tmp_path / name).read_text() for name in ("first.log", "second.log"))
+    assert f"first run {STAGE_FAILED}" in done.stdout, first[-6000:] + done.stderr[-2000:]
+    assert "no space left" in last_line(first)
+    assert "Traceback" not in first
+    assert "second run 0" in done.stdout, second[-6000:]
+    assert "cached" in second
+
+
+def test_a_disk_without_room_is_refused_at_once(tmp_path, env, tiny_model):
+    small = tmp_path / "small"
+    small.mkdir()
+    command = f"{sys.executable} -m flows.cli run {run_file(tmp_path, tiny_model)}"
+    script = f"mount -t tmpfs -o size=1m tmpfs {small} && {command}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=REPOSITORY,
+        env=env | {"POSTTRAIN_HOME": str(small)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == BAD_INPUT
+    assert "MiB free, a run needs 64 MiB" in last_line(done.stdout + done.stderr)
+
+
 def test_a_store_lost_on_the_way_is_waited_for(tmp_path, env, tiny_model):
     """SeaweedFS is ended in the middle of the run and comes back: everything is tried again, the run ends well."""
     server = RestartableSeaweed(tmp_path / "fragile")
