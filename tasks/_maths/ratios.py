@@ -18,6 +18,14 @@ def importance_ratio(
     return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def sequence_ratio(
+    logprobs: Float[Tensor, "rows time"], old_logprobs: Float[Tensor, "rows time"], mask: Float[Tensor, "rows time"]
+) -> Float[Tensor, " rows"]:
+    """exp(mean_t log rho_t) of each row, the mean clamped to +-20; 1 for a row without a token."""
+    total = ((logprobs - old_logprobs) * mask).sum(dim=1)
+    return (total / mask.sum(dim=1).clamp(min=1)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
 @dataclass(frozen=True)
 class EffectiveFraction:
     """Kish's effective sample size as a fraction of the tokens: (sum w)^2 / (n sum w^2); 1 when on-policy."""
