@@ -1,52 +1,78 @@
 """Log-probabilities of the response tokens, without ever holding the logits of a whole batch."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from storage.errors import InputError
 from tasks._training.packing import PackedBatch
 
 TOKENS_AT_ONCE = 128
+# Every chunk adds to a gradient as large as the whole weight: few large chunks touch it less often.
+TOKENS_AT_ONCE_FOR_WEIGHT = 512
+SHARDED_FORWARD = "response_logprobs"
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logs at the rows' temperatures, and the entropy in nats (no gradient); 0 where padded."""
+    """Natural logs at the rows' temperatures, and the entropy in nats (no gradient); 0 where padded.
+
+    `hidden` are the last hidden states that predicted the tokens, with their gradient, in the order in which a
+    mask selects: `logprobs[batch.mask][i]` is the token that `hidden[i]` predicted.
+    """
 
     logprobs: Float[Tensor, "rows length"]
     entropy: Float[Tensor, "rows length"]
+    hidden: Float[Tensor, "response_tokens hidden"]
 
 
-def hidden_states(decoder: nn.Module, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
-    """The last hidden states of a packed batch, its batch and time axes flattened."""
-    output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
+def hidden_states(decoder: Any, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
+    """The last hidden states of a packed batch, its batch and time axes flattened.
+
+    A decoder whose weights are more precise than its configuration's dtype (float32 master weights of a bfloat16
+    model) computes under autocast.
+    """
+    precision = decoder.config.dtype
+    masters = next(decoder.parameters()).dtype != precision
+    # No cache of cast weights: each is used once a forward, and the copies would outlive what FSDP frees.
+    with torch.autocast(batch.input_ids.device.type, precision, enabled=masters, cache_enabled=False):
+        output = decoder(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
     return output.last_hidden_state.flatten(0, 1)
 
 
 def token_logprobs(model: Any, batch: PackedBatch, temperatures: Float[Tensor, " rows"]) -> TokenLogprobs:
     """Log-probabilities and entropies of every response token, at each row's own temperature.
 
-    `model` is a causal language model of transformers, with or without a PEFT adapter, whose output
-    projection is frozen.
+    `model` is a causal language model of transformers, with or without a PEFT adapter, whole or sharded by
+    `tasks._training.parallel.shard`. An output projection that requires a gradient gets one, tied or not.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    sharded = getattr(causal, SHARDED_FORWARD, None)
+    return TokenLogprobs(*(sharded or partial(response_logprobs, causal))(batch, temperatures))
+
+
+def response_logprobs(
+    causal: Any, batch: PackedBatch, temperatures: Float[Tensor, " rows"]
+) -> tuple[Float[Tensor, "rows length"], Float[Tensor, "rows length"], Float[Tensor, "response_tokens hidden"]]:
+    """The fields of `TokenLogprobs`: a tuple, in which FSDP finds the tensors."""
     hidden = hidden_states(causal.get_decoder(), batch)[batch.sources[batch.mask]]
     per_token = temperatures[:, None].expand_as(batch.mask)[batch.mask]
+    weight = causal.get_output_embeddings().weight
     logprobs, entropy = _ProjectedLogprobs.apply(
-        hidden, causal.get_output_embeddings().weight, batch.targets[batch.mask], per_token
+        hidden, weight, batch.targets[batch.mask], per_token, causal.config.dtype
     )
     padded = torch.zeros(batch.mask.shape, device=hidden.device)
-    return TokenLogprobs(padded.masked_scatter(batch.mask, logprobs), padded.masked_scatter(batch.mask, entropy))
+    return padded.masked_scatter(batch.mask, logprobs), padded.masked_scatter(batch.mask, entropy), hidden
 
 
 def check_plain_head(config: Any) -> None:
@@ -65,7 +91,8 @@ class _ProjectedLogprobs(torch.autograd.Function):
 
     A token's log-probability depends on its own hidden state only, so the gradient with respect to it,
     (W[target] - p W) / T, is taken in the forward pass while the chunk's logits are at hand: the logits are
-    neither kept nor computed twice. The softmax is in float32 whatever the projection's precision.
+    neither kept nor computed twice. Only the gradient of W needs them again, since it sums over tokens after
+    weighting each: they are recomputed by chunks. Products are computed in `precision`, the softmax in float32.
     """
 
     @staticmethod
@@ -75,21 +102,21 @@ class _ProjectedLogprobs(torch.autograd.Function):
         weight: Float[Tensor, "vocabulary hidden"],
         targets: Int[Tensor, " tokens"],
         temperatures: Float[Tensor, " tokens"],
+        precision: torch.dtype,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """Chunked over tokens; keeps one gradient of the size of `hidden`."""
-        if weight.requires_grad:
-            raise ValueError("the output projection must be frozen: its gradient is not computed")
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         logprobs = torch.empty(len(targets), device=hidden.device)
         entropy = torch.empty_like(logprobs)
+        states, matrix = hidden.to(precision), weight.to(precision)
         # Buffers live through all chunks: fresh memory of this size costs the system more than the arithmetic.
-        projected = hidden.new_empty(min(TOKENS_AT_ONCE, len(targets)), len(weight))
+        projected = states.new_empty(min(TOKENS_AT_ONCE, len(targets)), len(weight))
         logits, probabilities = projected.float(), torch.empty_like(projected, dtype=torch.float32)
         for start in range(0, len(targets), TOKENS_AT_ONCE):
             part = slice(start, start + TOKENS_AT_ONCE)
             temperature, target = temperatures[part, None], targets[part]
             size = len(target)
-            torch.mm(hidden[part], weight.T, out=projected[:size])
+            torch.mm(states[part], matrix.T, out=projected[:size])
             scaled = logits[:size].copy_(projected[:size]).div_(temperature)
             softmax = torch.softmax(scaled, dim=-1, out=probabilities[:size])
             top = scaled.amax(dim=-1)
@@ -97,17 +124,46 @@ class _ProjectedLogprobs(torch.autograd.Function):
             logprobs[part] = scaled.gather(1, target[:, None]).squeeze(1) - normaliser
             entropy[part] = normaliser - torch.linalg.vecdot(softmax, scaled)
             if gradient is not None:
-                expected = projected[:size].copy_(softmax) @ weight
-                gradient[part] = ((weight[target] - expected) / temperature).to(hidden.dtype)
-        ctx.save_for_backward(gradient)
+                expected = projected[:size].copy_(softmax) @ matrix
+                gradient[part] = ((matrix[target] - expected) / temperature).to(hidden.dtype)
+        ctx.save_for_backward(gradient, *((hidden, weight, targets, temperatures) if ctx.needs_input_grad[1] else ()))
+        ctx.precision = precision
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(
         ctx: Any, logprobs_gradient: Float[Tensor, " tokens"], entropy_gradient: Tensor | None
-    ) -> tuple[Tensor, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """The chain rule with the gradient from the forward pass."""
         del entropy_gradient
-        (gradient,) = ctx.saved_tensors
-        return (logprobs_gradient[:, None] * gradient.float()).to(gradient.dtype), None, None, None
+        gradient, *inputs = ctx.saved_tensors
+        for_hidden = for_weight = None
+        if gradient is not None:
+            for_hidden = (logprobs_gradient[:, None] * gradient.float()).to(gradient.dtype)
+        if inputs:
+            for_weight = _weight_gradient(*inputs, slopes=logprobs_gradient, precision=ctx.precision)
+        return for_hidden, for_weight, None, None, None
+
+
+def _weight_gradient(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
+    targets: Int[Tensor, " tokens"],
+    temperatures: Float[Tensor, " tokens"],
+    *,
+    slopes: Float[Tensor, " tokens"],
+    precision: torch.dtype,
+) -> Float[Tensor, "vocabulary hidden"]:
+    """sum over tokens of slope (onehot(target) - p) h^T / T, in the weight's own precision."""
+    states, matrix = hidden.to(precision), weight.to(precision)
+    total = torch.zeros_like(weight)
+    for start in range(0, len(targets), TOKENS_AT_ONCE_FOR_WEIGHT):
+        part = slice(start, start + TOKENS_AT_ONCE_FOR_WEIGHT)
+        temperature = temperatures[part, None]
+        logits = (states[part] @ matrix.T).float().div_(temperature)
+        errors = torch.softmax(logits, dim=-1).neg_()
+        errors.scatter_add_(1, targets[part, None], torch.ones_like(temperature))
+        errors *= slopes[part, None] / temperature
+        total += errors.to(precision).T @ states[part]
+    return total

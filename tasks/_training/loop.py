@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import polars as pl
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from storage.errors import StageFailed
 from tasks._maths.metrics import Metric
 from tasks._training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tasks._training.parallel import ALONE, World, all_finite, clip_gradients, deal, sum_gradients
 
 Batch = TypeVar("Batch")
+Schedule = Literal["constant", "linear", "cosine"]
+COSINE_END = 0.1
 
 
 class Loss(Protocol):
@@ -29,30 +32,58 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW; the learning rate rises linearly over `warmup_steps` and stays."""
+    """AdamW; the learning rate rises linearly over `warmup_steps`, and then follows the schedule.
+
+    It stays (constant), or falls over the remaining steps: linearly towards 0, or along half a cosine towards a
+    tenth (Loshchilov & Hutter, arXiv 1608.03983, equation 5 without restarts). The end would be reached by the step
+    after the last one, so that no step is in vain.
+    """
 
     learning_rate: float
     warmup_steps: int
     max_grad_norm: float
     weight_decay: float
+    schedule: Schedule = "constant"
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 0, of `total` steps."""
+        warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = max(1, total - self.warmup_steps)
+        progress = min(1.0, max(0, step - self.warmup_steps) / left)
+        return self.learning_rate * warm * DECAYS[self.schedule](progress)
+
+
+DECAYS: dict[Schedule, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * progress)) / 2,
+}
 
 
 @dataclass(frozen=True)
 class Work(Generic[Batch]):
-    """What to do: the micro-batches of each optimizer step, the loss of one, and how to write one down."""
+    """What to do: the micro-batches of each optimizer step, the loss of one, and how to write one down.
+
+    `size` is what a micro-batch costs, in tokens say: several processes share a step by it.
+    """
 
     steps: Sequence[Sequence[Batch]]
     loss: Callable[[Batch], Loss]
     save_batch: Callable[[Batch, Path], None]
+    size: Callable[[Batch], float] = lambda _: 1.0
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where the loop keeps its checkpoint, how often it writes one, and whom it tells how far it is."""
+    """Where the loop keeps its checkpoint, how often it writes one, whom it tells how far it is, and who shares it.
+
+    The scratch folder is the same for all processes of `world`. Only the first one tells.
+    """
 
     scratch: Path
     checkpoint_every_steps: int
     progress: Callable[[int, int, str], None]
+    world: World = ALONE
 
 
 StepMetrics = dict[str, float]
@@ -64,26 +95,32 @@ def train(
     """Changes `parameters` in place by one optimizer step per entry of `work.steps`; returns each step's metrics.
 
     Resumes from the checkpoint in the scratch folder when there is one. Raises `StageFailed` when a loss or a
-    gradient isn't finite; the batch that did it lies in the scratch folder then, and the error names it.
+    gradient isn't finite; the batch that did it lies in the scratch folder then, and the error names it. Several
+    processes share each step's micro-batches, and return and raise the same.
     """
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=False
     )
     path = surroundings.scratch / "checkpoint.safetensors"
+    progress = surroundings.progress if surroundings.world.rank == 0 else _silent
     resumed = load_checkpoint(path, parameters, optimizer)
     done, history = (resumed.step, resumed.history) if resumed else (0, [])
     total = len(work.steps)
     for step in range(done, total):
-        surroundings.progress(step, total, "optimizer steps")
-        rate = spec.learning_rate * min(1.0, (step + 1) / (spec.warmup_steps + 1))
+        progress(step, total, "optimizer steps")
+        rate = spec.rate(step, total)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        metrics = _step(parameters, work, step, optimizer, spec.max_grad_norm, surroundings.scratch)
+        metrics = _step(parameters, work, step, optimizer, spec.max_grad_norm, surroundings)
         history.append(metrics | {"learning_rate": rate})
         if (step + 1) % surroundings.checkpoint_every_steps == 0 or step + 1 == total:
             save_checkpoint(path, parameters, optimizer, Checkpoint(step + 1, history))
-    surroundings.progress(total, total, "optimizer steps")
+    progress(total, total, "optimizer steps")
     return history
+
+
+def _silent(done: int, total: int, label: str) -> None:
+    del done, total, label
 
 
 def _step(
@@ -92,23 +129,49 @@ def _step(
     step: int,
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
-    scratch: Path,
+    surroundings: Surroundings,
 ) -> StepMetrics:
-    merged: dict[str, Metric] = {}
+    world = surroundings.world
     optimizer.zero_grad(set_to_none=True)
-    for number, batch in enumerate(work.steps[step]):
-        loss = work.loss(batch)
-        value = float(loss.loss_sum.detach())
-        if not math.isfinite(value):
-            raise _not_finite(work, batch, scratch, f"step {step}, micro-batch {number}: the loss is {value}")
-        loss.loss_sum.backward()
-        _merge(merged, loss.metrics)
-    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), max_grad_norm))
+    merged: dict[str, Metric] = {}
+    for part in world.gather(_accumulate(work, step, world)):
+        if part.failed is not None:
+            number, value = part.failed
+            what = f"step {step}, micro-batch {number}: the loss is {value}"
+            raise _not_finite(work, work.steps[step][number], surroundings, what)
+        _merge(merged, part.metrics)
+    sum_gradients(parameters.values(), world)
+    norm = clip_gradients(parameters.values(), max_grad_norm, world)
     if not math.isfinite(norm):
-        worst = _batch_with_bad_gradient(parameters, work, step)
-        raise _not_finite(work, worst, scratch, f"step {step}: the gradient's norm is {norm}")
+        worst = _batch_with_bad_gradient(parameters, work, step, world)
+        raise _not_finite(work, worst, surroundings, f"step {step}: the gradient's norm is {norm}")
     optimizer.step()
     return {name: metric.value for name, metric in merged.items()} | {"grad_norm": norm}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a process found in its part of a step; `failed` is a micro-batch's number and its loss."""
+
+    metrics: dict[str, Metric]
+    failed: tuple[int, float] | None
+
+
+def _accumulate(work: Work[Batch], step: int, world: World) -> _Part:
+    """Adds the gradients of this process's micro-batches up. Others wait for it, so it stops early only when alone."""
+    merged: dict[str, Metric] = {}
+    failed = None
+    for turn in deal(work.steps[step], work.size, world):
+        loss = work.loss(work.steps[step][turn.number])
+        value = float(loss.loss_sum.detach())
+        if not math.isfinite(value) and failed is None:
+            failed = turn.number, value
+            if world.size == 1:
+                break
+        (loss.loss_sum if turn.counts else loss.loss_sum * 0.0).backward()
+        if turn.counts:
+            _merge(merged, loss.metrics)
+    return _Part(merged, failed)
 
 
 def _merge(merged: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -116,22 +179,26 @@ def _merge(merged: dict[str, Any], metrics: dict[str, Any]) -> None:
         merged[name] = merged[name].merge(metric) if name in merged else metric
 
 
-def _batch_with_bad_gradient(parameters: dict[str, nn.Parameter], work: Work[Batch], step: int) -> Batch:
-    """The first micro-batch whose own gradient isn't finite; the last one when only their sum overflows."""
+def _batch_with_bad_gradient(parameters: dict[str, nn.Parameter], work: Work[Batch], step: int, world: World) -> Batch:
+    """The first micro-batch whose own gradient isn't finite; the last one when only their sum overflows.
+
+    All processes compute the same micro-batch: what is sharded holds the sum of their gradients.
+    """
     batches = work.steps[step]
     for batch in batches:
         for parameter in parameters.values():
             parameter.grad = None
         work.loss(batch).loss_sum.backward()
-        if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters.values()):
+        if not all_finite(parameters.values(), world):
             return batch
     return batches[-1]
 
 
-def _not_finite(work: Work[Batch], batch: Batch, scratch: Path, what: str) -> StageFailed:
-    path = scratch / "not_finite.json"
-    scratch.mkdir(parents=True, exist_ok=True)
-    work.save_batch(batch, path)
+def _not_finite(work: Work[Batch], batch: Batch, surroundings: Surroundings, what: str) -> StageFailed:
+    path = surroundings.scratch / "not_finite.json"
+    if surroundings.world.rank == 0:
+        surroundings.scratch.mkdir(parents=True, exist_ok=True)
+        work.save_batch(batch, path)
     return StageFailed(f"{what}; the batch is in {path}. A lower learning_rate or max_grad_norm may help")
 
 

@@ -1,4 +1,4 @@
-"""Models that train: a frozen base with a LoRA adapter in float32, loaded and saved as safetensors."""
+"""Models that train: whole, or a frozen base with a LoRA adapter in float32, loaded from and saved as safetensors."""
 
 import json
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils import logging
 
 from storage.errors import InputError
+from tasks._training.layers import checkpoint_layers
+from tasks._training.parallel import writes_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -39,16 +41,35 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_causal_model(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """A frozen causal language model from a folder with safetensors."""
-    return _load(AutoModelForCausalLM, folder, dtype, device)
+def load_causal_model(
+    folder: Path, dtype: str, device: torch.device, *, trainable: bool = False, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """A causal language model from a folder with safetensors: frozen, or trainable in full.
+
+    A frozen one holds its weights in `dtype`. A trainable one holds float32 master weights and computes in `dtype`
+    (`hidden_states` and `token_logprobs` see to it). With `gradient_checkpointing` a layer keeps its input only,
+    and is computed again in the backward pass: Chen et al. (arXiv 1604.06174).
+    """
+    model = _load(AutoModelForCausalLM, folder, dtype, device, trainable=trainable)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
 
 
 def load_headless_model(
-    folder: Path, dtype: str, device: torch.device, *, layers: int | None = None
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    *,
+    layers: int | None = None,
+    trainable: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> PreTrainedModel:
     """The same model without its output projection: the hidden states of its first `layers` layers, or of all."""
-    return _load(AutoModel, folder, dtype, device, layers=layers)
+    model = _load(AutoModel, folder, dtype, device, layers=layers, trainable=trainable)
+    if gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
 
 
 def attach_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> PeftModel:
@@ -71,14 +92,17 @@ def save_lora(model: PeftModel, folder: Path) -> list[Path]:
     """Writes the adapter in PEFT's format, which vLLM reads too; returns the files.
 
     Not by `save_pretrained`, which writes the base model's path and an unordered set into the configuration:
-    equal adapters have equal bytes here.
+    equal adapters have equal bytes here. Of several processes the first one writes: adapters are replicated.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG]
+    if not writes_files():
+        return files
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": "", "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, default=_plain) + "\n")
-    return [folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG]
+    return files
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -87,7 +111,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _load(
-    factory: Any, folder: Path, dtype: str, device: torch.device, *, layers: int | None = None
+    factory: Any, folder: Path, dtype: str, device: torch.device, *, layers: int | None = None, trainable: bool
 ) -> PreTrainedModel:
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: no *.safetensors; expected a model folder with weights")
@@ -98,8 +122,12 @@ def _load(
             raise InputError(f"layers: {layers}; the model in {folder} has 1 to {config.num_hidden_layers}")
         config.num_hidden_layers = layers
     with _only_errors():
-        model = factory.from_pretrained(folder, config=config, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    model.requires_grad_(False)
+        held = torch.float32 if trainable else DTYPES[dtype]
+        model = factory.from_pretrained(folder, config=config, dtype=held, attn_implementation="sdpa")
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.dtype = DTYPES[dtype]  # what it computes in and is saved as; the weights say what is held
+    model.requires_grad_(trainable)
     return model.to(device).eval()
 
 
