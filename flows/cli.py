@@ -62,6 +62,19 @@ def schema() -> None:
 
 
 @app.command()
+def algorithms() -> None:
+    """List the algorithms that a run file can name."""
+    from rich.table import Table
+
+    from flows.algorithms import ALGORITHMS
+
+    table = Table("algorithm", "what it does", "source")
+    for name, algorithm in ALGORITHMS.items():
+        table.add_row(name, algorithm.summary, algorithm.source)
+    console.print(table)
+
+
+@app.command()
 def run(
     config: ConfigFile,
     root: Root = None,

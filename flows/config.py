@@ -6,15 +6,17 @@ Loading reaches no engine and no trainer, so checking a run file takes a second.
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
 from storage.home import home
+from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
@@ -27,6 +29,14 @@ from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
+RIGHT_GRADIENT = {"loss": ("k2", "k3_corrected"), "reward": ("k1",)}
+WRONG_GRADIENT = {
+    ("loss", "k1"): "its expectation is 0: no penalty at all",
+    ("loss", "k3"): "it is that of KL(reference || policy)",
+    ("reward", "k2"): "it is biased",
+    ("reward", "k3"): "it is biased",
+    ("reward", "k3_corrected"): "it is biased",
+}
 CAMPAIGN_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -65,6 +75,9 @@ class RunConfig(StrictConfig):
     iterations: int = Field(1, ge=1, description="iterations to have in the end; those committed aren't repeated")
     iterations_per_run: int | None = Field(None, ge=1, description="instead: this many more with every run (nightly)")
     seed: int = Field(0, ge=0)
+    algorithm: str = Field(
+        "dr_grpo", description="sets what filtering and policy_update leave open: posttrain algorithms"
+    )
     model: ModelConfig
     curate: CurateConfig
     select: SelectConfig = SelectConfig()
@@ -81,16 +94,40 @@ class RunConfig(StrictConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length(cls, document: Any) -> Any:
-        """Dr. GRPO's constant length is the rollouts' token limit, unless the file says otherwise."""
+    def _completed(cls, document: Any) -> Any:
+        """What one section takes from another where the file says nothing: the algorithm, lengths, the dtype."""
         if not isinstance(document, dict):
             return document
-        rollouts, update = document.get("rollouts") or {}, document.get("policy_update") or {}
-        sampling = (rollouts.get("sampling") or {}) if isinstance(rollouts, dict) else None
-        if not isinstance(sampling, dict) or not isinstance(update, dict) or "max_tokens" in update:
-            return document
-        limit = sampling.get("max_tokens", SamplingConfig().max_tokens)
-        return {**document, "policy_update": {**update, "max_tokens": limit}}
+        name = document.get("algorithm", "dr_grpo")
+        if not isinstance(name, str) or name not in ALGORITHMS:
+            near = difflib.get_close_matches(str(name), ALGORITHMS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ALGORITHMS)}"
+            raise ValueError(f"algorithm: {name!r} is unknown, {hint}")
+        return _with_derived(apply_algorithm(document, name))
+
+    @model_validator(mode="after")
+    def _judges(self) -> Self:
+        update = self.policy_update
+        needs = update.credit in ("crpg", "crraft") or (update.on_pairs and update.pairs.source == "judges")
+        if needs and not any(grader.judge for grader in self.grading.graders):
+            raise ValueError(f"algorithm {self.algorithm} needs a judge; set judge: true on one of grading.graders")
+        unknown = set(self.filtering.component_weights) - {grader.label for grader in self.grading.graders}
+        if unknown:
+            raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")
+        return self
+
+    def warnings(self) -> list[str]:
+        """What is allowed and rarely meant."""
+        kl = self.policy_update.kl
+        if kl.coefficient == 0:
+            return []
+        right = RIGHT_GRADIENT[kl.place]
+        if kl.estimator in right:
+            return []
+        return [
+            f"policy_update.kl: {kl.estimator} in the {kl.place} has not the gradient of KL(policy || reference) "
+            f"({WRONG_GRADIENT[kl.place, kl.estimator]}); {' or '.join(right)} has"
+        ]
 
     def resolved_root(self) -> str:
         """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""
@@ -99,6 +136,25 @@ class RunConfig(StrictConfig):
     def tracking_uri(self) -> str:
         """MLflow's address: the file's, else `$MLFLOW_TRACKING_URI`, else SQLite in the home folder."""
         return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def _with_derived(document: dict[str, Any]) -> dict[str, Any]:
+    """The rollouts' token limit and dtype, in the sections that count on them."""
+    rollouts = document.get("rollouts") or {}
+    sampling = (rollouts.get("sampling") or {}) if isinstance(rollouts, dict) else None
+    engine = (rollouts.get("engine") or {}) if isinstance(rollouts, dict) else None
+    if not isinstance(sampling, dict) or not isinstance(engine, dict):
+        return document
+    limit = sampling.get("max_tokens", SamplingConfig().max_tokens)
+    update, filtering = document.get("policy_update") or {}, document.get("filtering") or {}
+    if isinstance(update, dict):
+        parity = {"engine_dtype": engine.get("dtype", EngineConfig().dtype)}
+        update = under({"max_tokens": limit, "parity": parity}, update)
+    if isinstance(filtering, dict) and isinstance(filtering.get("overlong"), dict) and isinstance(limit, int):
+        # DAPO's buffer is a fifth of the limit: 4,096 of 20,480 tokens.
+        overlong = {"max_tokens": limit, "buffer_tokens": max(1, limit // 5)}
+        filtering = under({"overlong": overlong}, filtering)
+    return {**document, "policy_update": update, "filtering": filtering}
 
 
 def default_root() -> str:

@@ -89,7 +89,13 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
             preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
         )
     challenger = update(
-        trajectories=kept, policy=policy, config=config.policy_update, seed=derive_seed(config.seed, k, "update")
+        trajectories=kept,
+        replayed=_replayed(config, run),
+        preferences=pairs if config.policy_update.on_stored_pairs else None,
+        policy=policy,
+        reference=_reference(policy, config, run),
+        config=config.policy_update,
+        seed=derive_seed(config.seed, k, "update"),
     )
     scored = score_held_out(challenger, _champion_scores(state, champion, config, run, pool), config, pool)
     promoted = bool(scored.metrics["promoted"])
@@ -186,6 +192,22 @@ def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: R
         if graded.id == recorded.manifest.inputs["grading"]:
             return recorded
     return score_held_out(champion, None, config, pool, name="champion")
+
+
+def _reference(policy: Artifact, config: RunConfig, run: RunContext) -> Artifact | None:
+    """The reference policy of the update, where it isn't the policy itself."""
+    if not config.policy_update.needs_reference or config.policy_update.kl.reference == "start":
+        return None
+    first = Artifact.at(run.root, Campaign(run.root, config.campaign).state(FIRST).policy)
+    return None if first.id == policy.id else first
+
+
+def _replayed(config: RunConfig, run: RunContext) -> list[Artifact]:
+    """The trajectories of earlier iterations that train again, the newest first."""
+    campaign = Campaign(run.root, config.campaign)
+    earlier = [k for k in campaign.iterations() if FIRST < k < run.iteration]
+    kept = reversed(earlier[len(earlier) - min(config.policy_update.replay_iterations, len(earlier)) :])
+    return [Artifact.at(run.root, campaign.state(k).steps["filtering"]) for k in kept]
 
 
 def _history(after: State, run: RunContext) -> dict[str, Artifact]:

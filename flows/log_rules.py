@@ -1,4 +1,4 @@
-"""What Prefect logs about a failure that we explain ourselves: the line stays, the traceback goes."""
+"""What Prefect and MLflow log about a failure that we explain ourselves: the line stays, the traceback goes."""
 
 import logging
 
@@ -6,7 +6,7 @@ from storage.disk import is_full
 from storage.errors import PosttrainError
 from storage.home import home
 
-LOGGERS = ("prefect.task_runs", "prefect.flow_runs")
+LOGGERS = ("prefect.task_runs", "prefect.flow_runs", "mlflow.store.db.utils")
 
 
 class OneClearLine(logging.Filter):

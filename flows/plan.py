@@ -41,9 +41,15 @@ def print_plan(config: RunConfig, console: Console) -> None:
             "reward_model",
             ", ".join(str(k) for k in range(last + 1, target + 1) if config.reward_model.due(k)) or "none",
         ),
-        ("policy_update", f"{config.policy_update.objective}, {config.policy_update.optimizer_steps} optimizer steps"),
+        (
+            "policy_update",
+            f"{config.algorithm}: {config.policy_update.objective}, {config.policy_update.optimizer_steps} optimizer "
+            f"steps x {config.policy_update.epochs}",
+        ),
         ("evaluation", f"{config.evaluation.select.samples_per_prompt} samples per held-out prompt"),
     ]:
         table.add_row(name, what)
     console.print(table)
+    for warning in config.warnings():
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")

@@ -27,6 +27,8 @@ def post_training(config: RunConfig) -> State:
             state = campaign.last_state() or first_state(config, launch)
             publish(state, launch)
             _warn_of_changes(campaign, config, state)
+            for warning in config.warnings():
+                log.warning("%s", warning)
             if state.iteration >= launch.target:
                 log.info("campaign %s has its %d iterations; nothing to do", config.campaign, state.iteration)
             while state.iteration < launch.target:

@@ -10,7 +10,8 @@ from storage.errors import InputError
 NEEDED_BYTES = 64 * 2**20
 """What a run needs at least to begin: two databases, scratch, logs."""
 FULL_BYTES = 2**20
-SQLITE_FULL = "disk is full"
+FULL_PHRASES = ("disk is full", "No space left")
+"""SQLite's words and the system's, as they come through libraries that raise errors of their own."""
 
 
 def check_room(folder: Path) -> None:
@@ -31,7 +32,7 @@ def is_full(error: BaseException, folder: Path) -> bool:
 def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return SQLITE_FULL in str(error)
+    return any(phrase in str(error) for phrase in FULL_PHRASES)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

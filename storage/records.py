@@ -128,6 +128,7 @@ class Reward(dy.Schema):
     reward = dy.Float64(nullable=True, description="null unless complete")
     components = dy.List(dy.Struct({"name": dy.String(), "value": dy.Float64()}), description="score per grader")
     complete = dy.Bool(description="every grader answered ok")
+    passed = dy.Bool(nullable=True, description="every judge's verdict holds; null without judges")
 
     @dy.rule()
     def reward_only_when_complete(cls) -> pl.Expr:
@@ -149,6 +150,7 @@ class Trajectory(dy.Schema):
     advantage = dy.Float64()
     weight = dy.Float64(min=0)
     age = dy.Int32(min=0, metadata={"unit": "iteration"}, description="iterations since its policy")
+    passed = dy.Bool(nullable=True, description="every judge's verdict holds; null without judges")
 
     @dy.rule()
     def one_logprob_per_token(cls) -> pl.Expr:

@@ -6,12 +6,32 @@ from pydantic import Field
 
 from storage.config_base import StrictConfig
 
+Advantage = Literal[
+    "group_mean",
+    "group_mean_std",
+    "group_mean_batch_std",
+    "group_mean_whitened",
+    "leave_one_out",
+    "batch_whitened",
+    "per_component",
+    "reward",
+    "positive_reward",
+    "best_of_n",
+]
+
 
 class RuleConfig(StrictConfig):
     """One rule of `tasks.filtering.rules` and its threshold."""
 
     rule: Literal["no_variance", "truncated", "aborted"]
     threshold: float | None = Field(default=None, ge=0, description="default: the rule's own")
+
+
+class OverlongConfig(StrictConfig):
+    """DAPO's soft overlong punishment: 0 up to the buffer, then linearly down to -1 at the limit."""
+
+    max_tokens: int = Field(64, ge=1, description="the rollouts' token limit")
+    buffer_tokens: int = Field(12, ge=1, description="tokens below the limit in which the punishment grows")
 
 
 class FilteringConfig(StrictConfig):
@@ -24,6 +44,13 @@ class FilteringConfig(StrictConfig):
         default_factory=lambda: [RuleConfig(rule="aborted"), RuleConfig(rule="no_variance")],
         description="no_variance: groups whose rewards' standard deviation is at most the threshold",
     )
-    advantage: Literal["group_mean", "group_mean_std", "leave_one_out"] = Field(
-        default="group_mean", description="group_mean: Dr. GRPO; group_mean_std: GRPO; leave_one_out: RLOO"
+    overlong: OverlongConfig | None = Field(None, description="added to the reward before the advantage is taken")
+    advantage: Advantage = Field(
+        default="group_mean",
+        description="group_mean: Dr. GRPO; group_mean_std: GRPO; leave_one_out: RLOO; group_mean_batch_std: "
+        "LitePPO; group_mean_whitened: ScaleRL; batch_whitened: REINFORCE; per_component: GDPO; reward: as it is; "
+        "positive_reward: RAFT++; best_of_n: RAFT",
+    )
+    component_weights: dict[str, float] = Field(
+        default_factory=dict, description="per_component: weight of a grader, by its name; 1 where none is given"
     )

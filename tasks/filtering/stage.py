@@ -8,7 +8,7 @@ from tasks.filtering.config import FilteringConfig
 from tasks.filtering.trajectories import decide, filter_metrics, ledger_of, trajectories_of
 
 
-@stage("filtering", version=1)
+@stage("filtering", version=2)
 def filter_rollouts(
     rollouts: Artifact, rewards: Artifact, config: FilteringConfig, *, context: StageContext
 ) -> Outputs:

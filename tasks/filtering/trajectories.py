@@ -5,11 +5,11 @@ import polars as pl
 
 from storage.errors import InputError
 from storage.records import LedgerEntry, Trajectory
-from tasks._maths.advantages import ADVANTAGES
-from tasks.filtering.config import FilteringConfig
+from tasks._maths.advantages import ADVANTAGES, per_component, soft_overlong
+from tasks.filtering.config import FilteringConfig, OverlongConfig
 from tasks.filtering.rules import KEPT, apply_rules
 
-DECIDING_COLUMNS = ["rollout_id", "prompt_id", "iteration", "finish_reason"]
+DECIDING_COLUMNS = ["rollout_id", "prompt_id", "iteration"]
 TRAINED_COLUMNS = ["rollout_id", "prompt_id", "policy_id", "prompt_token_ids", "token_ids", "logprobs", "sampling"]
 
 
@@ -19,26 +19,50 @@ def decide(rollouts: pl.LazyFrame, rewards: pl.LazyFrame, config: FilteringConfi
     The baseline of a group is taken from all of its complete rollouts, also those that a rule drops: conditioning
     it on the survivors biases it (arXiv 2601.08521, theorem 1). Raises `InputError` for rewards of other rollouts.
     """
-    groups = rollouts.select(DECIDING_COLUMNS).with_columns(
-        pl.col("prompt_id").alias("group_id"), pl.col("finish_reason").cast(pl.String)
+    groups = rollouts.select(
+        *DECIDING_COLUMNS,
+        pl.col("finish_reason").cast(pl.String),
+        pl.col("prompt_id").alias("group_id"),
+        pl.col("token_ids").list.len().alias("tokens"),
     )
-    known = rewards.select("rollout_id", "reward", "complete")
+    known = rewards.select("rollout_id", "reward", "complete", "components", "passed")
     strangers = known.join(groups, on="rollout_id", how="anti").head(1).collect()
     if len(strangers):
         raise InputError(f"reward of {strangers['rollout_id'][0]}: no such rollout; pass the rewards of these rollouts")
     joined = groups.join(known, on="rollout_id", how="left", maintain_order="left")
-    decided = apply_rules(joined, config.rules).collect()
-    return decided.with_columns(pl.Series("advantage", advantages(decided, config.advantage), pl.Float64))
+    decided = apply_rules(_punish_overlong(joined, config.overlong), config.rules).collect()
+    return decided.with_columns(pl.Series("advantage", advantages(decided, config), pl.Float64))
 
 
-def advantages(decided: pl.DataFrame, method: str) -> np.ndarray:
+def advantages(decided: pl.DataFrame, config: FilteringConfig) -> np.ndarray:
     """The advantage of each complete rollout within its group; NaN for the others."""
     complete = decided["complete"].fill_null(False).to_numpy()
     taken = np.full(len(decided), np.nan)
     graded = decided.filter(complete)
     groups = graded["group_id"].rank("dense").to_numpy()
-    taken[complete] = ADVANTAGES[method](graded["reward"].to_numpy(), groups)
+    if config.advantage == "per_component":
+        taken[complete] = per_component(*_components(graded, config.component_weights), groups)
+    else:
+        taken[complete] = ADVANTAGES[config.advantage](graded["reward"].to_numpy(), groups)
     return taken
+
+
+def _components(graded: pl.DataFrame, weights: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Every grader's score per row, and the graders' weights: 1 where none is given."""
+    scores = graded.select("rollout_id", "components").explode("components").unnest("components")
+    wide = scores.pivot("name", index="rollout_id", values="value", maintain_order=True)
+    names = sorted(wide.columns[1:])
+    return wide.select(names).to_numpy(), np.array([weights.get(name, 1.0) for name in names])
+
+
+def _punish_overlong(joined: pl.LazyFrame, config: OverlongConfig | None) -> pl.LazyFrame:
+    if config is None:
+        return joined
+    punishment = pl.col("tokens").map_batches(
+        lambda tokens: pl.Series(soft_overlong(tokens.to_numpy(), config.max_tokens, config.buffer_tokens)),
+        return_dtype=pl.Float64,
+    )
+    return joined.with_columns(pl.col("reward") + punishment)
 
 
 def ledger_of(decided: pl.DataFrame) -> pl.DataFrame:
@@ -53,7 +77,7 @@ def trajectories_of(rollouts: pl.LazyFrame, decided: pl.DataFrame, iteration: in
     """
     kept = decided.lazy().filter("kept")
     age = (pl.lit(iteration) - pl.col("iteration")).cast(pl.Int32).alias("age")
-    columns = kept.select("rollout_id", "group_id", "reward", "advantage", pl.lit(1.0).alias("weight"), age)
+    columns = kept.select("rollout_id", "group_id", "reward", "advantage", pl.lit(1.0).alias("weight"), age, "passed")
     temperature = pl.col("sampling").str.json_path_match("$.temperature").cast(pl.Float64).alias("temperature")
     trained = (
         rollouts.select(TRAINED_COLUMNS)

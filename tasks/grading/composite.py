@@ -12,6 +12,7 @@ def composite(grades: pl.LazyFrame, graders: Sequence[GraderConfig]) -> pl.DataF
     """The `Reward` frame: sum of weight x score, the weights normalised to 1 over `graders`, sorted by rollout.
 
     A reward is complete only when every grader answered ok; otherwise it is null, never a partial sum.
+    `passed` is null without judges, and false where one of them says no or nothing.
     """
     total = sum(grader.weight for grader in graders)
     weights = {grader.label: grader.weight / total for grader in graders}
@@ -22,7 +23,9 @@ def composite(grades: pl.LazyFrame, graders: Sequence[GraderConfig]) -> pl.DataF
         grader.replace_strict(weights, return_dtype=pl.Float64).alias("weight"),
         grader.replace_strict(order, return_dtype=pl.Int32).alias("order"),
         ok.alias("ok"),
+        _verdict(graders).alias("verdict"),
     )
+    judges = sum(grader.judge for grader in graders)
     component = pl.struct(pl.col("grader").cast(pl.String).alias("name"), pl.col("score").alias("value"))
     grouped = (
         ranked.sort("rollout_id", "order")
@@ -31,10 +34,21 @@ def composite(grades: pl.LazyFrame, graders: Sequence[GraderConfig]) -> pl.DataF
             (pl.col("score") * pl.col("weight")).sum().alias("sum"),
             component.filter(pl.col("ok")).alias("components"),
             (pl.col("ok").sum() == len(weights)).alias("complete"),
+            pl.when(judges > 0).then(pl.col("verdict").sum() == judges).alias("passed"),
         )
     )
     reward = pl.when("complete").then("sum").otherwise(None).alias("reward")
-    return grouped.select("rollout_id", reward, "components", "complete").collect()
+    return grouped.select("rollout_id", reward, "components", "complete", "passed").collect()
+
+
+def _verdict(graders: Sequence[GraderConfig]) -> pl.Expr:
+    """True where a judge passes the rollout; false for other graders' rows."""
+    verdict = pl.lit(False)
+    for grader in graders:
+        if grader.judge:
+            says = pl.col("passed") if grader.pass_score is None else pl.col("score") >= grader.pass_score
+            verdict = pl.when(pl.col("grader").cast(pl.String) == grader.label).then(says).otherwise(verdict)
+    return verdict.fill_null(False)
 
 
 def grade_metrics(grades: pl.LazyFrame, rewards: pl.DataFrame) -> dict[str, float]:
@@ -43,6 +57,7 @@ def grade_metrics(grades: pl.LazyFrame, rewards: pl.DataFrame) -> dict[str, floa
     metrics = {
         "complete_fraction": len(complete) / max(len(rewards), 1),
         "failed": 0.0,
+        **_present({"passed_fraction": rewards["passed"].mean()}),
         **_present({"reward_mean": complete.mean(), "reward_std": complete.std()}),
     }
     for row in _by_grader(grades).iter_rows(named=True):

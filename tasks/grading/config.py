@@ -28,6 +28,12 @@ class GraderConfig(StrictConfig):
     from_iteration: int = Field(
         default=0, ge=0, description="the first iteration that it grades; 0: the held-out prompts too"
     )
+    judge: bool = Field(
+        default=False, description="its verdict is a constraint beside the reward (CGPO); with weight 0 nothing else"
+    )
+    pass_score: float | None = Field(
+        default=None, description="a judge passes from this score on; none: as its verifier says"
+    )
     truncated_factor: float = Field(
         default=0.5,
         ge=0,

@@ -44,7 +44,7 @@ def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
     return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
 
 
-@stage("grading", version=1, shards=plan, combine=rewards, extra=versions)
+@stage("grading", version=2, shards=plan, combine=rewards, extra=versions)
 def grade(
     rollouts: Artifact,
     batch: Artifact,

@@ -4,25 +4,52 @@ from storage.artifacts import Artifact, Outputs
 from storage.policies import base_of, resolve_policy
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
-from tasks.policy_update.update import update_policy
+from tasks.policy_update.policy import PolicyFolders
+from tasks.policy_update.processes import update_in_processes
+from tasks.policy_update.rows import check_served, join_replayed
+from tasks.policy_update.update import Lessons, update_policy
 
 
-@stage("policy_update", version=1)
+@stage("policy_update", version=2)
 def update(
-    trajectories: Artifact, policy: Artifact, config: PolicyUpdateConfig, *, seed: int, context: StageContext
+    trajectories: Artifact,
+    replayed: list[Artifact],
+    preferences: Artifact | None,
+    policy: Artifact,
+    reference: Artifact | None,
+    config: PolicyUpdateConfig,
+    *,
+    seed: int,
+    context: StageContext,
 ) -> Outputs:
-    """The policy's adapter after one pass of optimizer steps over the trajectories."""
-    served = resolve_policy(policy)
-    updated = update_policy(
-        trajectories.read("trajectories"),
-        served.base,
-        served.adapter,
-        config,
-        seed=seed,
-        scratch=context.scratch,
-        progress=context.progress,
+    """The policy after some optimizer steps over the trajectories.
+
+    `replayed` are the trajectories of earlier iterations, the newest first; `preferences` the pairs of objectives
+    on stored pairs; `reference` the reference policy, where it isn't the policy itself.
+    """
+    fresh = trajectories.read("trajectories")
+    check_served(fresh, policy.fingerprint)
+    older = [artifact.read("trajectories") for artifact in replayed]
+    lessons = Lessons(
+        trajectories=join_replayed(fresh, older, config.correction.max_age),
+        preferences=preferences.read("preferences") if preferences else None,
+        reference=_folders(reference) if reference else None,
     )
-    files = {path.name: path for path in sorted(updated.adapter_folder.iterdir())}
+    if config.processes > 1:
+        updated = update_in_processes(lessons, _folders(policy), config, seed=seed, scratch=context.scratch)
+    else:
+        updated = update_policy(
+            lessons, _folders(policy), config, seed=seed, scratch=context.scratch, progress=context.progress
+        )
     context.log.info("policy updated: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(updated.metrics.items())))
-    facts = {"base": base_of(policy).id}
-    return Outputs(files=files, facts=facts, steps=updated.steps, metrics=updated.metrics)
+    return Outputs(
+        files={path.name: path for path in sorted(updated.folder.iterdir())},
+        facts={"base": base_of(policy).id, "parameters": config.parameters},
+        steps=updated.steps,
+        metrics=updated.metrics,
+    )
+
+
+def _folders(policy: Artifact) -> PolicyFolders:
+    files = resolve_policy(policy)
+    return PolicyFolders(files.base, files.adapter)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.algorithms import ALGORITHMS, under
 from flows.config import RunConfig, load_config
 from storage.errors import InputError
 
@@ -102,3 +103,65 @@ def test_checking_a_run_file_loads_no_heavy_package():
     code = f"import sys, pathlib, flows.config as c; c.load_config(pathlib.Path({str(QUICKSTART)!r})); print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_an_algorithm_is_one_line_of_the_run_file(tmp_path, name):
+    def change(document):
+        document["algorithm"] = name
+        document["grading"]["graders"][0]["judge"] = True
+
+    config = load_config(edited(tmp_path, change))
+    for section, settings in (
+        ("policy_update", ALGORITHMS[name].policy_update),
+        ("filtering", ALGORITHMS[name].filtering),
+    ):
+        found = getattr(config, section).model_dump(exclude_unset=True)
+        assert under(settings, found) == found
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_what_the_file_says_wins_over_the_algorithm():
+    config = load_config(
+        QUICKSTART, ["algorithm=ppo", "policy_update.kl.coefficient=0.5", "filtering.advantage=group_mean"]
+    )
+    assert config.policy_update.kl.coefficient == 0.5
+    assert config.policy_update.kl.place == "reward"
+    assert config.filtering.advantage == "group_mean"
+
+
+def test_dapos_buffer_is_a_fifth_of_the_token_limit():
+    config = load_config(QUICKSTART, ["algorithm=dapo", "rollouts.sampling.max_tokens=100"])
+    assert config.filtering.overlong.model_dump() == {"max_tokens": 100, "buffer_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["algorithm=dapoo"], "algorithm: 'dapoo' is unknown, did you mean 'dapo'"),
+        (["algorithm=codpo"], "algorithm codpo needs a judge; set judge: true"),
+        (["filtering.component_weights={style: 1}"], r"no grader is called \['style'\]"),
+    ],
+)
+def test_an_algorithm_that_cannot_run_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        load_config(QUICKSTART, settings)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "place", "warned"),
+    [
+        ("k1", "loss", True),
+        ("k2", "loss", False),
+        ("k3", "loss", True),
+        ("k3_corrected", "loss", False),
+        ("k1", "reward", False),
+        ("k2", "reward", True),
+        ("k3", "reward", True),
+    ],
+)
+def test_a_kl_without_the_reverse_gradient_is_warned_of(estimator, place, warned):
+    settings = [f"policy_update.kl={{coefficient: 0.1, estimator: {estimator}, place: {place}}}"]
+    found = load_config(QUICKSTART, settings).warnings()
+    assert bool(found) == warned
+    assert load_config(QUICKSTART).warnings() == []

@@ -86,7 +86,7 @@ def test_mlflow_has_a_parent_run_child_runs_metrics_datasets_and_aliases(campaig
     assert set(children) == {"0", "1", "2"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
     second = children["2"]
-    assert second.data.params["policy_update.objective"] == "dr_grpo"
+    assert second.data.params["algorithm"] == "dr_grpo"
     for metric in ("grading/reward_mean", "evaluation/mean_score", "policy_update/seconds", "rollouts/tokens_per_s"):
         assert metric in second.data.metrics
     committed = states(campaign["root"], campaign["name"])["00002.json"]

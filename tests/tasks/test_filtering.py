@@ -1,6 +1,7 @@
 """The filter: the ledger is complete, the baseline unbiased by what is dropped, the advantages those of the group."""
 
 import time
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from storage.errors import InputError
 from storage.records import LedgerEntry, Trajectory
-from tasks.filtering.config import FilteringConfig, RuleConfig
+from tasks.filtering.config import Advantage, FilteringConfig, OverlongConfig, RuleConfig
 from tasks.filtering.trajectories import decide, filter_metrics, ledger_of, trajectories_of
 
 ROLLOUTS = st.lists(
@@ -20,10 +21,11 @@ ROLLOUTS = st.lists(
     min_size=1,
     max_size=40,
 )
+COMPONENTS = pl.List(pl.Struct({"name": pl.String, "value": pl.Float64}))
 CONFIGS = st.builds(
     FilteringConfig,
     rules=st.lists(st.builds(RuleConfig, rule=st.sampled_from(["no_variance", "truncated", "aborted"])), max_size=3),
-    advantage=st.sampled_from(["group_mean", "group_mean_std", "leave_one_out"]),
+    advantage=st.sampled_from(get_args(Advantage)),
 )
 
 
@@ -49,7 +51,10 @@ def frames(rows: list[tuple], temperature: float = 1.0) -> tuple[pl.LazyFrame, p
             "rollout_id": ids,
             "reward": pl.Series(rewards, dtype=pl.Float64),
             "complete": [r is not None for r in rewards],
-        }
+            "components": [[] if r is None else [{"name": "a", "value": r}] for r in rewards],
+            "passed": None,
+        },
+        schema_overrides={"components": COMPONENTS, "passed": pl.Boolean},
     )
     return rollouts.lazy(), graded.lazy()
 
@@ -128,3 +133,33 @@ def test_a_hundred_and_sixty_thousand_rollouts_take_seconds():
     trained = trajectories_of(rollouts, decided, 3)
     assert time.perf_counter() - started < 10
     assert len(ledger_of(decided)) == 160_000 > len(trained) > 150_000
+
+
+def test_the_overlong_punishment_comes_before_the_advantage():
+    """DAPO, equation 13: of two equal answers the one in the buffer is worse, the one at the limit by a whole point."""
+    rollouts, rewards = frames([(0, 1.0, "stop"), (0, 1.0, "stop"), (0, 1.0, "length")])
+    lengths = rollouts.with_columns(token_ids=pl.Series([[1] * 8, [1] * 14, [1] * 16], dtype=pl.List(pl.Int32)))
+    config = FilteringConfig(overlong=OverlongConfig(max_tokens=16, buffer_tokens=4))
+    decided = decide(lengths, rewards, config)
+    assert decided["reward"].to_list() == [1.0, 0.5, 0.0]
+    assert decided["advantage"].to_list() == [0.5, 0.0, -0.5]
+    assert decided["kept"].all()
+
+
+def test_components_are_normalised_before_they_are_added():
+    """GDPO: two graders of very different scale count alike, by their weights; a missing weight is 1."""
+    rollouts, rewards = frames([(0, 0.0, "stop")] * 4)
+    scores = [(0.0, 1000.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1000.0)]
+    components = [[{"name": "small", "value": a}, {"name": "large", "value": b}] for a, b in scores]
+    graded = rewards.with_columns(components=pl.Series(components, dtype=COMPONENTS))
+    even = decide(rollouts, graded, FilteringConfig(rules=[], advantage="per_component"))["advantage"].to_numpy()
+    np.testing.assert_allclose(even, np.array([0, 0, -1, 1]) * np.sqrt(1.5), atol=1e-4)
+    config = FilteringConfig(rules=[], advantage="per_component", component_weights={"large": 0.0})
+    only_small = decide(rollouts, graded, config)["advantage"].to_numpy()
+    np.testing.assert_allclose(only_small, np.array([-1, 1, -1, 1]) * np.sqrt(0.75), atol=1e-4)
+
+
+def test_what_the_judges_said_reaches_the_trajectories():
+    rollouts, rewards = frames([(0, 0.1, "stop"), (0, 0.9, "stop")])
+    decided = decide(rollouts, rewards.with_columns(passed=pl.Series([False, True])), FilteringConfig())
+    assert trajectories_of(rollouts, decided, 3)["passed"].to_list() == [False, True]

@@ -7,17 +7,27 @@ import polars as pl
 import pytest
 import torch
 
+from flows.algorithms import ALGORITHMS, under
 from storage.errors import InputError
 from storage.records import RECORDS
+from tasks._maths.advantages import ADVANTAGES, per_component
 from tasks._training.lora import load_causal_model, load_lora
 from tasks.policy_update.config import KlConfig, ParityConfig, PolicyUpdateConfig
-from tasks.policy_update.parity import recompute_logprobs
-from tasks.policy_update.rows import deal_steps, read_rows
-from tasks.policy_update.update import plan_steps, update_policy
+from tasks.policy_update.measure import recompute_all
+from tasks.policy_update.microbatches import plan_row_steps
+from tasks.policy_update.policy import PolicyFolders
+from tasks.policy_update.rows import check_served, deal_steps, join_replayed, read_rows
+from tasks.policy_update.update import Lessons, update_policy
 
 CPU = torch.device("cpu")
 CONFIG = PolicyUpdateConfig(
-    learning_rate=5e-3, optimizer_steps=2, max_tokens=8, dtype="float32", device="cpu", lora={"rank": 4, "alpha": 8}
+    learning_rate=5e-3,
+    optimizer_steps=2,
+    max_tokens=8,
+    dtype="float32",
+    device="cpu",
+    lora={"rank": 4, "alpha": 8},
+    parity={"engine_dtype": "float32"},
 )
 NO_PARITY = {"parity": ParityConfig(enabled=False)}
 SCHEMA = RECORDS["trajectories"].create_empty().schema
@@ -39,7 +49,14 @@ def trajectories(model_folder, groups=4, samples=4, advantages=None, seed=0, tem
             rows.append(
                 dict(rollout_id=f"{group}-{sample}", group_id=f"g{group}", prompt_id=f"g{group}", policy_id="p")
                 | dict(prompt_token_ids=prompt, token_ids=tokens, logprobs=[0.0] * len(tokens))
-                | dict(temperature=temperature, reward=advantage, advantage=advantage, weight=1.0, age=0)
+                | dict(
+                    temperature=temperature,
+                    reward=advantage,
+                    advantage=advantage,
+                    weight=1.0,
+                    age=0,
+                    passed=sample == 0,
+                )
             )
     frame = pl.DataFrame(rows, schema=SCHEMA)
     return with_logprobs(frame, load_causal_model(model_folder, "float32", CPU))
@@ -47,13 +64,13 @@ def trajectories(model_folder, groups=4, samples=4, advantages=None, seed=0, tem
 
 def with_logprobs(frame, model):
     rows = read_rows(frame)
-    found = recompute_logprobs(model, rows, range(len(rows)), CONFIG, CPU)
-    logprobs = [found[row].tolist() for row in range(len(rows))]
-    return frame.with_columns(pl.Series("logprobs", logprobs, dtype=SCHEMA["logprobs"]))
+    found, _ = recompute_all(model, rows, CONFIG)
+    return frame.with_columns(pl.Series("logprobs", [line.tolist() for line in found], dtype=SCHEMA["logprobs"]))
 
 
-def update(frame, base, scratch, config=CONFIG, adapter=None, progress=quiet, seed=3):
-    return update_policy(frame, base, adapter, config, seed=seed, scratch=scratch, progress=progress)
+def update(frame, base, scratch, config=CONFIG, adapter=None, progress=quiet, seed=3, reference=None):
+    lessons = Lessons(frame, reference=reference)
+    return update_policy(lessons, PolicyFolders(base, adapter), config, seed=seed, scratch=scratch, progress=progress)
 
 
 def mean_logprob(frame, base, adapter):
@@ -65,7 +82,7 @@ def mean_logprob(frame, base, adapter):
 def test_the_better_sample_becomes_more_likely(tiny_model, tmp_path):
     frame = trajectories(tiny_model)
     found = update(frame, tiny_model, tmp_path)
-    change = mean_logprob(frame, tiny_model, found.adapter_folder) - frame["logprobs"].list.sum().to_numpy()
+    change = mean_logprob(frame, tiny_model, found.folder) - frame["logprobs"].list.sum().to_numpy()
     better = frame["advantage"].to_numpy() > 0
     assert change[better].mean() > 0.1
     assert change[better].mean() > change[~better].mean() + 0.2
@@ -81,11 +98,11 @@ def test_the_better_sample_becomes_more_likely(tiny_model, tmp_path):
 def test_the_second_update_goes_on_from_the_first_adapter(tiny_model, tmp_path):
     frame = trajectories(tiny_model)
     first = update(frame, tiny_model, tmp_path / "1")
-    served = load_lora(load_causal_model(tiny_model, "float32", CPU), first.adapter_folder, trainable=False)
+    served = load_lora(load_causal_model(tiny_model, "float32", CPU), first.folder, trainable=False)
     again = with_logprobs(frame, served)
-    second = update(again, tiny_model, tmp_path / "2", adapter=first.adapter_folder)
+    second = update(again, tiny_model, tmp_path / "2", adapter=first.folder)
     better = frame["advantage"].to_numpy() > 0
-    gained = mean_logprob(frame, tiny_model, second.adapter_folder) - again["logprobs"].list.sum().to_numpy()
+    gained = mean_logprob(frame, tiny_model, second.folder) - again["logprobs"].list.sum().to_numpy()
     assert gained[better].mean() > 0.1
 
 
@@ -93,7 +110,9 @@ def test_the_parity_gate_refuses_another_model(tiny_model, tmp_path):
     frame = trajectories(tiny_model)
     assert update(frame, tiny_model, tmp_path / "a").metrics["parity_mean_difference"] < 1e-4
     other = frame.with_columns(pl.col("logprobs").list.eval(pl.element() - 0.3))
-    with pytest.raises(InputError, match=r"engine served another model.*differ by 0\.300 nats.*at most 0\.1"):
+    with pytest.raises(
+        InputError, match=r"engine served another model.*differ by 0\.300 nats.*at most 0\.02 in float32"
+    ):
         update(other, tiny_model, tmp_path / "b")
     old = other.with_columns(pl.lit(1, pl.Int32).alias("age"))
     assert "parity_mean_difference" not in update(old, tiny_model, tmp_path / "c").metrics
@@ -107,7 +126,7 @@ def test_log_probabilities_are_those_at_the_sampling_temperature(tiny_model, tmp
 @pytest.mark.parametrize("rows", ["none", "no advantage", "no weight"])
 def test_nothing_to_learn_leaves_the_policy_as_it_is(tiny_model, tmp_path, rows):
     frame = trajectories(tiny_model, groups=2)
-    trained = update(frame, tiny_model, tmp_path / "first").adapter_folder
+    trained = update(frame, tiny_model, tmp_path / "first").folder
     nothing = {
         "none": frame.head(0),
         "no advantage": frame.with_columns(advantage=pl.lit(0.0)),
@@ -117,9 +136,9 @@ def test_nothing_to_learn_leaves_the_policy_as_it_is(tiny_model, tmp_path, rows)
     found = update(nothing, tiny_model, tmp_path / "second", config=config, adapter=trained)
     assert found.metrics["trained_rows"] == 0
     assert len(found.steps) == 0
-    assert contents(found.adapter_folder) == contents(trained)
+    assert contents(found.folder) == contents(trained)
     fresh = update(nothing, tiny_model, tmp_path / "third", config=config)
-    assert set(contents(fresh.adapter_folder)) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(contents(fresh.folder)) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def contents(folder):
@@ -139,7 +158,7 @@ def test_a_killed_update_ends_with_the_same_bytes(tiny_model, tmp_path, old_logp
     with pytest.raises(InterruptedError):
         update(frame, tiny_model, tmp_path / "killed", config=config, progress=kill)
     resumed = update(frame, tiny_model, tmp_path / "killed", config=config)
-    assert contents(resumed.adapter_folder) == contents(expected.adapter_folder)
+    assert contents(resumed.folder) == contents(expected.folder)
     assert resumed.steps.equals(expected.steps)
 
 
@@ -150,12 +169,12 @@ def gradient_of_one_step(frame, base, scratch, **changes):
     return {row["metric"]: row["value"] for row in found.steps.iter_rows(named=True)}
 
 
-@pytest.mark.parametrize("objective", ["dr_grpo", "grpo"])
+@pytest.mark.parametrize("aggregate", ["constant", "sequence_mean", "token_mean", "sequence_sum", "prompt_mean"])
 @pytest.mark.parametrize("changes", [{"tokens_per_microbatch": 20}, {"share_prefix": False}])
-def test_how_rows_are_cut_changes_nothing(tiny_model, tmp_path, changes, objective):
+def test_how_rows_are_cut_changes_nothing(tiny_model, tmp_path, changes, aggregate):
     frame = trajectories(tiny_model)
-    changes = changes | {"objective": objective}
-    plain = gradient_of_one_step(frame, tiny_model, tmp_path / "a", objective=objective)
+    changes = changes | {"aggregate": aggregate}
+    plain = gradient_of_one_step(frame, tiny_model, tmp_path / "a", aggregate=aggregate)
     cut = gradient_of_one_step(frame, tiny_model, tmp_path / "b", **changes)
     assert cut == pytest.approx(plain, rel=1e-3, abs=1e-6)
 
@@ -179,7 +198,7 @@ def test_the_kl_penalty_holds_the_policy_near_the_base(tiny_model, tmp_path):
     held_config = CONFIG.model_copy(update={"epochs": 4, "kl": KlConfig(coefficient=5.0)})
     held = update(frame, tiny_model, tmp_path / "b", config=held_config)
     start = frame["logprobs"].list.sum().to_numpy()
-    moved = [np.abs(mean_logprob(frame, tiny_model, u.adapter_folder) - start).mean() for u in (free, held)]
+    moved = [np.abs(mean_logprob(frame, tiny_model, u.folder) - start).mean() for u in (free, held)]
     assert moved[1] < moved[0] / 2
     assert "kl_reference" in held.metrics
     assert "kl_reference" not in free.metrics
@@ -199,9 +218,8 @@ def test_groups_are_dealt_whole_and_every_epoch_sees_all():
 
 def test_every_row_with_an_advantage_is_planned_once(tiny_model):
     rows = read_rows(trajectories(tiny_model))
-    planned = [
-        r for step in plan_steps(rows, CONFIG, seed=0, budget=30) for part in step for g in part.groups for r in g.rows
-    ]
+    steps = plan_row_steps(rows, np.ones(16, dtype=bool), CONFIG, seed=0, budget=30)
+    planned = [r for step in steps for part in step for g in part.groups for r in g.rows]
     assert sorted(planned) == list(range(16))
     assert rows.rollout_ids[5] == "1-1"
 
@@ -211,3 +229,109 @@ def test_rows_without_tokens_are_left_out():
         [{"rollout_id": "a", "group_id": "g", "token_ids": [], "logprobs": [], "prompt_token_ids": [3]}], schema=SCHEMA
     )
     assert len(read_rows(frame)) == 0
+
+
+def algorithm(name, **changes):
+    """CONFIG as the algorithm `name` sets it."""
+    settings = under(CONFIG.model_dump(exclude_unset=True), ALGORITHMS[name].policy_update)
+    return PolicyUpdateConfig.model_validate(under(changes, settings))
+
+
+TRAJECTORY_ALGORITHMS = [name for name in ALGORITHMS if not algorithm(name).on_stored_pairs]
+
+
+@pytest.mark.parametrize("name", TRAJECTORY_ALGORITHMS)
+def test_every_algorithm_prefers_the_better_sample(tiny_model, tmp_path, name):
+    """The log-probability of the better samples rises against that of the others, from the same trajectories."""
+    frame = trajectories(tiny_model)
+    method = ALGORITHMS[name].filtering.get("advantage", "group_mean")
+    rewards, groups = frame["reward"].to_numpy(), frame["group_id"].rank("dense").to_numpy()
+    kinds = {"per_component": lambda r, g: per_component(r[:, None], np.ones(1), g)}
+    frame = frame.with_columns(advantage=pl.Series((kinds | ADVANTAGES)[method](rewards, groups)))
+    found = update(frame, tiny_model, tmp_path, config=algorithm(name, epochs=2))
+    change = mean_logprob(frame, tiny_model, found.folder) - frame["logprobs"].list.sum().to_numpy()
+    better = frame["reward"].to_numpy() > 0
+    assert change[better].mean() > change[~better].mean() + 0.02
+    assert found.metrics["trained_rows"] > 0
+    assert all(np.isfinite(value) for value in found.metrics.values())
+
+
+def test_a_critic_learns_the_rewards_and_is_handed_on(tiny_model, tmp_path):
+    frame = trajectories(tiny_model).with_columns(reward=pl.lit(0.5), advantage=pl.lit(0.5))
+    config = algorithm("ppo", epochs=8, kl={"coefficient": 0.0})
+    first = update(frame, tiny_model, tmp_path / "1", config=config)
+    errors = first.steps.filter(pl.col("metric") == "value_error")["value"].to_list()
+    assert errors[-1] < errors[0] / 2
+    served = load_lora(load_causal_model(tiny_model, "float32", CPU), first.folder, trainable=False)
+    again = with_logprobs(frame, served)
+    second = update(again, tiny_model, tmp_path / "2", config=config, adapter=first.folder)
+    start = second.steps.filter(pl.col("metric") == "value_error")["value"].to_list()[0]
+    assert start < errors[0] / 2
+    without = update(again, tiny_model, tmp_path / "3", adapter=first.folder)
+    assert (without.folder / "value_head.safetensors").read_bytes() == (
+        first.folder / "value_head.safetensors"
+    ).read_bytes()
+
+
+def test_a_reference_of_its_own_is_measured_once(tiny_model, tmp_path):
+    """After an update the reference is the first policy: its divergence is that of the adapter from the base."""
+    frame = trajectories(tiny_model)
+    first = update(frame, tiny_model, tmp_path / "1")
+    again = with_logprobs(
+        frame, load_lora(load_causal_model(tiny_model, "float32", CPU), first.folder, trainable=False)
+    )
+    config = CONFIG.model_copy(
+        update={"kl": KlConfig(coefficient=1e-6, estimator="k1"), "optimizer_steps": 1, "learning_rate": 1e-9}
+    )
+    found = update(
+        again, tiny_model, tmp_path / "2", config=config, adapter=first.folder, reference=PolicyFolders(tiny_model)
+    )
+    tokens = frame["token_ids"].list.len().sum()
+    expected = (again["logprobs"].list.sum() - frame["logprobs"].list.sum()).sum() / tokens
+    assert found.metrics["kl_reference"] == pytest.approx(expected, rel=1e-3)
+    start = update(again, tiny_model, tmp_path / "3", config=config, adapter=first.folder)
+    assert start.metrics["kl_reference"] == pytest.approx(0, abs=1e-5)
+
+
+def test_old_rollouts_are_corrected_and_what_the_correction_did_is_logged(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    moved = update(frame, tiny_model, tmp_path / "1", config=CONFIG.model_copy(update={"epochs": 6}))
+    old = frame.with_columns(pl.lit(2, pl.Int32).alias("age"))
+    correction = {"kind": "truncate", "high": 1.5}
+    config = PolicyUpdateConfig.model_validate(CONFIG.model_dump(exclude_unset=True) | {"correction": correction})
+    found = update(old, tiny_model, tmp_path / "2", config=config, adapter=moved.folder).metrics
+    policy = load_lora(load_causal_model(tiny_model, "float32", CPU), moved.folder, trainable=False)
+    log_ratios = [
+        np.array(new) - np.array(before)
+        for new, before in zip(with_logprobs(frame, policy)["logprobs"], frame["logprobs"], strict=True)
+    ]
+    ratios = np.exp(np.concatenate(log_ratios))
+    assert found["correction_mean"] == pytest.approx(ratios.mean(), rel=1e-3)
+    assert found["correction_max"] == pytest.approx(ratios.max(), rel=1e-3)
+    assert found["correction_effective"] == pytest.approx(
+        ratios.sum() ** 2 / (len(ratios) * (ratios**2).sum()), rel=1e-3
+    )
+    assert found["ratio_mean"] < ratios.mean()
+
+
+def test_replayed_trajectories_are_older_groups_of_their_own(tiny_model):
+    frame = trajectories(tiny_model, groups=2)
+    renamed = frame.with_columns(("r" + pl.col("rollout_id")).alias("rollout_id"))
+    joined = join_replayed(frame, [renamed, frame], max_age=None)
+    assert joined["age"].to_list() == [0] * 8 + [1] * 8
+    assert joined["group_id"].n_unique() == 4
+    assert len(join_replayed(frame, [renamed], max_age=0)) == 8
+
+
+def test_rollouts_of_another_policy_are_refused(tiny_model):
+    frame = trajectories(tiny_model, groups=1)
+    check_served(frame, "p")
+    with pytest.raises(InputError, match="the engine served policy p, policy other is to be trained"):
+        check_served(frame, "other")
+    check_served(frame.with_columns(pl.lit(1, pl.Int32).alias("age")), "other")
+
+
+def test_without_a_judge_cgpo_says_what_is_missing(tiny_model, tmp_path):
+    frame = trajectories(tiny_model).with_columns(pl.lit(None, pl.Boolean).alias("passed"))
+    with pytest.raises(InputError, match="set judge: true"):
+        update(frame, tiny_model, tmp_path, config=algorithm("crpg"))

@@ -65,7 +65,13 @@ def rewards(frame: pl.DataFrame, mean: float, rng: random.Random) -> pl.DataFram
     scored = [(rollout_id, score()) for rollout_id in frame["rollout_id"]]
     return pl.DataFrame(
         [
-            {"rollout_id": name, "reward": value, "complete": True, "components": [{"name": "haiku", "value": value}]}
+            {
+                "rollout_id": name,
+                "reward": value,
+                "complete": True,
+                "components": [{"name": "haiku", "value": value}],
+                "passed": None,
+            }
             for name, value in scored
         ]
     )
