@@ -103,6 +103,26 @@ class Campaign:
             )
         return stamped
 
+    def fork(self, name: str, iteration: int) -> "Campaign":
+        """A campaign that begins with this one's states up to an iteration. Raises `InputError` when it exists.
+
+        Nothing is copied but references: what both have in common is found in the store.
+        """
+        states = [self.state(k) for k in self.iterations() if k <= iteration]
+        if not states or states[-1].iteration != iteration:
+            self.state(iteration)
+        fork = Campaign(self.root, name)
+        if fork.exists() or fork.iterations():
+            raise InputError(f"campaign {name!r} exists below {self.root}; fork under another name")
+        for launch_id in sorted({state.launch_id for state in states}):
+            fork.record_launch(self.launch(launch_id).model_copy(update={"campaign": name, "target": None}))
+        for state in states:
+            fork._store.create(
+                fork._path(state.iteration),
+                state.model_copy(update={"campaign": name}).model_dump_json(indent=1).encode(),
+            )
+        return fork
+
     def record_launch(self, launch: Launch) -> None:
         """Write down what a launch runs."""
         path = f"{self._folder}/launches/{launch.launch_id}.json"

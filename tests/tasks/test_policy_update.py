@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from flows.algorithms import ALGORITHMS, under
 from storage.errors import InputError
@@ -16,6 +17,7 @@ from tasks.policy_update.config import KlConfig, ParityConfig, PolicyUpdateConfi
 from tasks.policy_update.measure import recompute_all
 from tasks.policy_update.microbatches import plan_row_steps
 from tasks.policy_update.policy import PolicyFolders
+from tasks.policy_update.processes import update_in_processes
 from tasks.policy_update.rows import check_served, deal_steps, join_replayed, read_rows
 from tasks.policy_update.update import Lessons, update_policy
 
@@ -335,3 +337,49 @@ def test_without_a_judge_cgpo_says_what_is_missing(tiny_model, tmp_path):
     frame = trajectories(tiny_model).with_columns(pl.lit(None, pl.Boolean).alias("passed"))
     with pytest.raises(InputError, match="set judge: true"):
         update(frame, tiny_model, tmp_path, config=algorithm("crpg"))
+
+
+@pytest.mark.parametrize("changes", [{"algorithm": "ppo"}, {"algorithm": "iterated_dpo"}, {"parameters": "full"}])
+def test_two_processes_train_the_same_policy(tiny_model, tmp_path, changes):
+    """Two gloo processes under torchrun against one: the update differs by rounding only."""
+    frame = trajectories(tiny_model)
+    config = algorithm(changes.get("algorithm", "dr_grpo"), learning_rate=1e-3)
+    config = config.model_copy(update={"processes": 2, "parameters": changes.get("parameters", "lora")})
+    (tmp_path / "two").mkdir()
+    alone = update(frame, tiny_model, tmp_path / "one", config=config)
+    shared = update_in_processes(Lessons(frame), PolicyFolders(tiny_model), config, seed=3, scratch=tmp_path / "two")
+    assert {path.name for path in shared.folder.iterdir()} == {path.name for path in alone.folder.iterdir()}
+    for name in ("adapter_model.safetensors", "model.safetensors", "value_head.safetensors"):
+        if (alone.folder / name).is_file():
+            found, expected = load_file(shared.folder / name), load_file(alone.folder / name)
+            for key, tensor in expected.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-5)
+    assert shared.steps["metric"].to_list() == alone.steps["metric"].to_list()
+
+
+def test_stored_pairs_train_the_chosen_answers(tiny_model, tmp_path):
+    pairs = pl.DataFrame(
+        [
+            {
+                "pair_id": f"{number}",
+                "prompt_id": f"p{number}",
+                "cluster_id": f"c{number}",
+                "messages": [{"role": "user", "content": f"say {number}"}],
+                "chosen": "good words here",
+                "rejected": "bad sounds there now",
+                "source": "grader",
+                "split": "train" if number else "eval",
+            }
+            for number in range(4)
+        ],
+        schema=RECORDS["preferences"].create_empty().schema,
+    )
+    config = algorithm("dpo", epochs=4, learning_rate=5e-3, pairs={"sft_weight": 0.2})
+    lessons = Lessons(trajectories(tiny_model).head(0), pairs)
+    found = update_policy(lessons, PolicyFolders(tiny_model), config, seed=1, scratch=tmp_path, progress=quiet)
+    assert found.metrics["trained_rows"] == 6
+    margins = found.steps.filter(pl.col("metric") == "pair_margin")["value"].to_list()
+    assert margins[0] == pytest.approx(0, abs=1e-4)
+    assert margins[-1] > 0.05
+    with pytest.raises(InputError, match="source is preferences, and there are none"):
+        update(trajectories(tiny_model), tiny_model, tmp_path / "none", config=config)
