@@ -6,6 +6,7 @@ from pydantic import Field
 
 from storage.config_base import StrictConfig, unhashed
 
+LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
 PAIR_OBJECTIVES = frozenset({"dpo", "ipo", "cdpo", "robust_dpo"})
 
 
@@ -53,6 +54,9 @@ class CorrectionConfig(StrictConfig):
     level: Literal["token", "sequence"] = Field("token", description="sequence: unbiased, of higher variance")
     low: float = Field(0.5, ge=0, description="mask: weights below are 0")
     high: float = Field(2.0, gt=0, description="truncate: weights are at most this; mask: weights above are 0")
+    negatives_within: float | None = Field(
+        None, gt=0, description="rows of negative advantage that the policy left by more nats per token don't train"
+    )
     max_age: int | None = Field(None, ge=0, description="older rollouts don't train; none: any age")
 
 
@@ -95,7 +99,9 @@ class PolicyUpdateConfig(StrictConfig):
     clip_high: float = Field(0.28, ge=0, description="ratios above 1 + clip_high are clipped (DAPO's clip-higher)")
     dual_clip: float | None = Field(None, gt=1, description="PPO: the loss of a bad token is at most this times -A")
     cgpo_max_kl: float = Field(50.0, gt=0, description="crpg, crraft: nats per answer from which it counts nothing")
-    learning_rate: float = Field(2e-4, gt=0, description="for LoRA: about ten times that of full fine-tuning")
+    learning_rate: float | None = Field(
+        None, gt=0, description="none: 2e-4 with LoRA, a tenth of that with full weights (LoRA without regret)"
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     optimizer_steps: int = Field(4, ge=1, description="optimizer steps an epoch: the prompts are cut into that many")
     epochs: int = Field(1, ge=1)
@@ -108,7 +114,7 @@ class PolicyUpdateConfig(StrictConfig):
     critic: CriticConfig = Field(default_factory=CriticConfig)
     pairs: PairConfig = Field(default_factory=PairConfig)
     replay_iterations: int = unhashed(0, "earlier iterations whose trajectories train again", ge=0)
-    parameters: Literal["lora", "full"] = Field("lora", description="full: every weight; needs a tenth of LoRA's rate")
+    parameters: Literal["lora", "full"] = Field("lora", description="full: every weight")
     lora: LoraConfig = Field(default_factory=LoraConfig)
     max_grad_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -123,6 +129,11 @@ class PolicyUpdateConfig(StrictConfig):
         None, "packed tokens computed at once, which bounds memory; none: 1,024 on a CPU, 16,384 on a GPU", ge=8
     )
     checkpoint_every_steps: int = unhashed(1, "a killed update goes on from its last checkpoint", ge=1)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that the schedule starts from."""
+        return self.learning_rate or LEARNING_RATES[self.parameters]
 
     @property
     def on_pairs(self) -> bool:
@@ -142,5 +153,6 @@ class PolicyUpdateConfig(StrictConfig):
     @property
     def needs_trainer_logprobs(self) -> bool:
         """Whether the trainer recomputes the rollouts under the policy before the first step."""
-        corrected = self.correction.kind != "none" or self.old_logprobs == "trainer"
-        return corrected or (self.needs_reference and self.kl.reference == "start")
+        correction = self.correction
+        corrected = correction.kind != "none" or correction.negatives_within or self.old_logprobs == "trainer"
+        return bool(corrected) or (self.needs_reference and self.kl.reference == "start")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from tasks._maths.advantages import calibrated_reward, crpg, crraft, group_mean, leave_one_out
-from tasks._maths.corrections import importance_weights, weight_metrics
+from tasks._maths.corrections import importance_weights, off_policy_sequence_mask, weight_metrics
 from tasks._maths.kl import KL_ESTIMATORS
 from tasks._maths.token_advantages import discounted_returns, gae, whiten_tokens, with_kl_in_reward
 from tasks.policy_update.config import CorrectionConfig, PolicyUpdateConfig
@@ -54,7 +54,7 @@ def give_credit(rows: TrainingRows, measured: Measured, config: PolicyUpdateConf
         advantages = whiten_tokens(advantages)
     if config.positives_only:
         advantages = [np.maximum(line, 0.0) for line in advantages]
-    weights, metrics = _weights(rows, old, config.correction)
+    weights, metrics = _weights(rows, old, trainer, config.correction)
     return Credit(old, measured.reference, advantages, weights, measured.values, returns, metrics)
 
 
@@ -99,12 +99,18 @@ def _spread(advantages: Float[np.ndarray, " rows"], rows: TrainingRows) -> PerTo
     return [np.full(len(response), value) for value, response in zip(advantages, rows.responses, strict=True)]
 
 
-def _weights(rows: TrainingRows, old: PerToken, config: CorrectionConfig) -> tuple[PerToken, dict[str, float]]:
+def _weights(
+    rows: TrainingRows, old: PerToken, trainer: PerToken | None, config: CorrectionConfig
+) -> tuple[PerToken, dict[str, float]]:
     """The trajectory's weight times the importance correction, and what is logged of the latter."""
+    of_rows = rows.weights
+    if config.negatives_within is not None and trainer is not None:
+        left = np.array([np.mean(a - b) for a, b in zip(rows.old_logprobs, trainer, strict=True)])
+        of_rows = of_rows * off_policy_sequence_mask(rows.advantages, left, config.negatives_within)
     corrections = importance_weights(
         old, rows.old_logprobs, kind=config.kind, level=config.level, low=config.low, high=config.high
     )
-    weights = [weight * line for weight, line in zip(rows.weights, corrections, strict=True)]
+    weights = [weight * line for weight, line in zip(of_rows, corrections, strict=True)]
     if config.kind == "none" or not len(rows):
         return weights, {}
     return weights, weight_metrics(old, rows.old_logprobs, corrections, level=config.level)

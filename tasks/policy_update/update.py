@@ -88,7 +88,7 @@ def update_policy(
     if plan.steps:
         work = Work(plan.steps, plan.loss, _batch_writer(rows), lambda part: microbatch_size(part.groups))
         spec = OptimizerSpec(
-            config.learning_rate, config.warmup_steps, config.max_grad_norm, config.weight_decay, config.schedule
+            config.rate, config.warmup_steps, config.max_grad_norm, config.weight_decay, config.schedule
         )
         surroundings = Surroundings(scratch, config.checkpoint_every_steps, progress, world)
         history = train(policy.trainable(), work, spec, surroundings)

@@ -120,6 +120,29 @@ def test_the_parity_gate_refuses_another_model(tiny_model, tmp_path):
     assert "parity_mean_difference" not in update(old, tiny_model, tmp_path / "c").metrics
 
 
+def test_the_parity_gate_refuses_an_adapter_that_the_engine_did_not_serve(tiny_model, tmp_path):
+    frame = trajectories(tiny_model)
+    adapter = update(frame, tiny_model, tmp_path / "a", config=CONFIG.model_copy(update={"epochs": 8})).folder
+    with pytest.raises(InputError, match="engine served another model"):
+        update(frame, tiny_model, tmp_path / "b", adapter=adapter)
+    served = load_lora(load_causal_model(tiny_model, "float32", CPU), adapter, trainable=False)
+    assert (
+        update(with_logprobs(frame, served), tiny_model, tmp_path / "c", adapter=adapter).metrics["trained_rows"] == 16
+    )
+
+
+def test_bad_answers_that_the_policy_left_do_not_train(tiny_model, tmp_path):
+    """The row's mean log(pi_old / pi) is above the limit: DeepSeek-V3.2's mask; good answers stay."""
+    frame = trajectories(tiny_model).with_columns(
+        pl.lit(1, pl.Int32).alias("age"), pl.col("logprobs").list.eval(pl.element() + 0.6)
+    )
+    config = PolicyUpdateConfig.model_validate(
+        CONFIG.model_dump(exclude_unset=True) | {"correction": {"negatives_within": 0.5}}
+    )
+    assert update(frame, tiny_model, tmp_path / "a", config=config).metrics["trained_rows"] == 4
+    assert update(frame, tiny_model, tmp_path / "b").metrics["trained_rows"] == 16
+
+
 def test_log_probabilities_are_those_at_the_sampling_temperature(tiny_model, tmp_path):
     frame = trajectories(tiny_model, temperature=0.5)
     assert update(frame, tiny_model, tmp_path).metrics["parity_mean_difference"] < 1e-4
