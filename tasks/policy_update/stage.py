@@ -4,7 +4,7 @@ from storage.artifacts import Artifact, Outputs
 from storage.policies import base_of, resolve_policy
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
-from tasks.policy_update.policy import PolicyFolders
+from tasks.policy_update.policy import ADAPTER, FULL, PolicyFolders
 from tasks.policy_update.processes import update_in_processes
 from tasks.policy_update.rows import check_served, join_replayed
 from tasks.policy_update.update import Lessons, update_policy
@@ -44,7 +44,7 @@ def update(
     context.log.info("policy updated: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(updated.metrics.items())))
     return Outputs(
         files={path.name: path for path in sorted(updated.folder.iterdir())},
-        facts={"base": base_of(policy).id, "parameters": config.parameters},
+        facts={"base": base_of(policy).id, "weights": config.parameters},
         steps=updated.steps,
         metrics=updated.metrics,
     )
@@ -52,4 +52,4 @@ def update(
 
 def _folders(policy: Artifact) -> PolicyFolders:
     files = resolve_policy(policy)
-    return PolicyFolders(files.base, files.adapter)
+    return PolicyFolders(files.base, files.full or files.adapter, FULL if files.full else ADAPTER)

@@ -48,7 +48,7 @@ def test_full_weights_train_and_are_served(campaign):
     settings = ["policy_update.parameters=full", "policy_update.learning_rate=1e-4", "policy_update.dtype=float32"]
     state, made, _ = run_fork(campaign, "full", *settings, iterations=2)
     assert "model.safetensors" in made.files
-    assert made.facts["parameters"] == "full"
+    assert made.facts["weights"] == "full"
     assert state["iteration"] == 2
     assert made.metrics["parity_mean_difference"] < 0.1
 
