@@ -58,6 +58,14 @@ def test_weights_keep_their_promises_whatever_the_log_probabilities(lengths, see
     np.testing.assert_array_equal(np.concatenate(same), 1.0)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_weight_never_overflows(level):
+    """The log-ratio stops at +-20, also a sequence's sum of many smaller ones."""
+    train, engine = [np.zeros(900), np.full(900, -1000.0)], [np.full(900, -1000.0), np.zeros(900)]
+    up, down = importance_weights(train, engine, kind="full", level=level, low=0.5, high=2.0)
+    assert (set(up.tolist()), set(down.tolist())) == ({np.exp(20.0)}, {np.exp(-20.0)})
+
+
 def test_only_the_full_sequence_weight_makes_the_gradient_of_another_policys_samples_unbiased():
     """All sequences of two tokens of a two-word vocabulary, the second token's chances depend on the first.
 
