@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from flows.algorithms import ALGORITHMS, under
-from flows.config import RunConfig, load_config
+from flows.config import RIGHT_GRADIENT, RunConfig, load_config
 from storage.errors import InputError
+from tasks._maths.kl import REVERSE_KL_IN_LOSS, REVERSE_KL_IN_REWARD
 
 REPOSITORY = Path(__file__).parents[2]
 QUICKSTART = REPOSITORY / "deployments" / "quickstart.yaml"
@@ -165,3 +166,6 @@ def test_a_kl_without_the_reverse_gradient_is_warned_of(estimator, place, warned
     found = load_config(QUICKSTART, settings).warnings()
     assert bool(found) == warned
     assert load_config(QUICKSTART).warnings() == []
+    assert {"loss": REVERSE_KL_IN_LOSS, "reward": REVERSE_KL_IN_REWARD} == {
+        place: frozenset(right) for place, right in RIGHT_GRADIENT.items()
+    }
