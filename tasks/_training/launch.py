@@ -81,11 +81,15 @@ def _end(launcher: "subprocess.Popen[bytes]") -> None:
 
 def main() -> None:
     """`torchrun`, bound to the life of the process that started it: PARENT_PID, then torchrun's own arguments."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     die_with_parent(int(sys.argv[1]))
     os.environ[LAUNCHER_PID] = str(os.getpid())
-    torchrun(sys.argv[2:])
+    try:
+        torchrun(sys.argv[2:])
+    except ChildFailedError:  # the process's own words are in the log: torchrun's would push them out of its end
+        sys.exit(1)
 
 
 if __name__ == "__main__":
