@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from storage.errors import StageFailed
-from tasks._training.launch import process_environment, run_in_processes
+from tasks._training.launch import last_words, process_environment, run_in_processes
 
 SUPPORT = str(Path(launched.__file__).parent)
 DEADLINE_S = 120
@@ -88,3 +88,13 @@ def test_threads_are_shared_out():
     assert process_environment({"OMP_NUM_THREADS": "8"}, 3)["OMP_NUM_THREADS"] == "2"
     assert process_environment({"OMP_NUM_THREADS": "1"}, 4)["OMP_NUM_THREADS"] == "1"
     assert int(process_environment({}, 1)["OMP_NUM_THREADS"]) >= 1
+
+
+def test_the_cause_is_told_among_what_other_ranks_say_after_it():
+    cause = ["[rank1]: Traceback", "[rank1]: StageFailed: the loss is nan"]
+    after = [f"[rank{rank}]: frame {line}" for line in range(50) for rank in (0, 2)]
+    found = last_words("\n".join(["start", *cause, *after, "torchrun: failed"]))
+    assert found[:3] == ["start", *cause]
+    assert found[-3:] == ["[rank0]: frame 49", "[rank2]: frame 49", "torchrun: failed"]
+    assert len(found) < 30
+    assert last_words("\n".join(map(str, range(99)))) == [str(line) for line in range(69, 99)]
