@@ -2,17 +2,19 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from storage.errors import StageFailed
 
 LAUNCHER_PID = "POSTTRAIN_LAUNCHER_PID"
-LOG_TAIL_LINES = 30
+LINES_PER_RANK, LINES_OF_OTHERS = 12, 30
 CLOSE_TIMEOUT_S = 10.0
 POLL_S = 0.2
 PR_SET_PDEATHSIG = 1
@@ -43,9 +45,21 @@ def run_in_processes(module: str, job: Path, processes: int, log: Path) -> None:
         finally:
             _end(launcher)
     if launcher.returncode:
-        tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         what = f"{module} failed in {processes} processes, exit code {launcher.returncode}; the end of {log}:"
-        raise StageFailed("\n".join([what, *tail]))
+        raise StageFailed("\n".join([what, *last_words(log.read_text(errors="replace"))]))
+
+
+def last_words(output: str) -> list[str]:
+    """The last lines of every rank, in order: the others' complaints about one that died don't push out its own."""
+    kept: list[str] = []
+    said: Counter[str] = Counter()
+    for line in reversed(output.splitlines()):
+        rank = re.match(r"\[rank\d+\]:", line)
+        speaker = rank[0] if rank else ""
+        said[speaker] += 1
+        if said[speaker] <= (LINES_PER_RANK if rank else LINES_OF_OTHERS):
+            kept.append(line)
+    return kept[::-1]
 
 
 def process_environment(environment: Mapping[str, str], processes: int) -> dict[str, str]:
@@ -81,11 +95,15 @@ def _end(launcher: "subprocess.Popen[bytes]") -> None:
 
 def main() -> None:
     """`torchrun`, bound to the life of the process that started it: PARENT_PID, then torchrun's own arguments."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     die_with_parent(int(sys.argv[1]))
     os.environ[LAUNCHER_PID] = str(os.getpid())
-    torchrun(sys.argv[2:])
+    try:
+        torchrun(sys.argv[2:])
+    except ChildFailedError:  # the process's own words are in the log: torchrun's would push them out of its end
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -134,11 +134,13 @@ def _step(
     world = surroundings.world
     optimizer.zero_grad(set_to_none=True)
     merged: dict[str, Metric] = {}
-    for part in world.gather(_accumulate(work, step, world)):
-        if part.failed is not None:
-            number, value = part.failed
-            what = f"step {step}, micro-batch {number}: the loss is {value}"
-            raise _not_finite(work, work.steps[step][number], surroundings, what)
+    parts = world.gather(_accumulate(work, step, world))
+    failures = [part.failed for part in parts if part.failed is not None]
+    if failures:
+        number, value = min(failures)
+        what = f"step {step}, micro-batch {number}: the loss is {value}"
+        raise _not_finite(work, work.steps[step][number], surroundings, what)
+    for part in parts:
         _merge(merged, part.metrics)
     sum_gradients(parameters.values(), world)
     norm = clip_gradients(parameters.values(), max_grad_norm, world)
@@ -199,6 +201,7 @@ def _not_finite(work: Work[Batch], batch: Batch, surroundings: Surroundings, wha
     if surroundings.world.rank == 0:
         surroundings.scratch.mkdir(parents=True, exist_ok=True)
         work.save_batch(batch, path)
+    surroundings.world.gather(None)  # the first process that ends badly has the others killed: not while one writes
     return StageFailed(f"{what}; the batch is in {path}. A lower learning_rate or max_grad_norm may help")
 
 

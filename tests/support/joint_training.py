@@ -1,7 +1,7 @@
-"""A job that one process or several run alike: three steps of training on the tiny model.
+"""Jobs that one process or several run alike: three steps of training on the tiny model.
 
-Run as `python -m joint_training JOB`, JOB a JSON file: model, kind (full or lora), scratch, out, and perhaps
-gradient_checkpointing, dtype, budget, stop_before, spoil.
+Run as `python -m joint_training JOBS`, JOBS a JSON file with a list of jobs: model, kind (full or lora), folder, and
+perhaps gradient_checkpointing, dtype, budget, spoil, stop_before (the step before which the process dies).
 """
 
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
+from storage.errors import StageFailed
 from tasks._maths.metrics import Maximum, Total
 from tasks._maths.objectives import LossOutputs
 from tasks._training.batching import group_rows, plan_microbatches
@@ -74,9 +76,10 @@ def loss_function(model, head, device, spoil):
     return loss
 
 
-def run(job):
-    """Trains and writes parameters, history and what is served into the job's folders."""
-    world, device = join_world(torch.device(job.get("device", "cpu")))
+def run(job, world, device):
+    """Trains and writes parameters, history and what is served into the job's folder; or the error."""
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
     model, head = build(job, world, device)
     parameters = trainable_parameters(torch.nn.ModuleDict({"policy": model, "head": head}))
 
@@ -93,18 +96,28 @@ def run(job):
         write,
         size=lambda groups: sum(group.length for group in groups),
     )
-    surroundings = Surroundings(Path(job["scratch"]), 1, progress, world)
-    history = train(parameters, work, OPTIMIZER, surroundings)
-    out = Path(job["out"])
-    (save_full if job["kind"] == "full" else save_lora)(model, out / "model")
+    try:
+        history = train(parameters, work, OPTIMIZER, Surroundings(folder, 1, progress, world))
+    except StageFailed as error:
+        (folder / f"error-{world.rank}.txt").write_text(str(error))
+        return
+    (save_full if job["kind"] == "full" else save_lora)(model, folder / "model")
     full = {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
-    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters.values())
-    (out / f"held-{world.rank}.json").write_text(json.dumps(held))
+    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters.values())
+    (folder / f"held-{world.rank}.json").write_text(json.dumps(held))
     if world.rank == 0:
-        save_file(full, out / "parameters.safetensors")
-        (out / "history.json").write_text(json.dumps(history))
+        save_file(full, folder / "parameters.safetensors")
+        (folder / "history.json").write_text(json.dumps(history))
+
+
+def main():
+    """All jobs one after the other."""
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    world, device = join_world(torch.device(jobs[0].get("device", "cpu")))
+    for job in jobs:
+        run(job, world, device)
     leave_world()
 
 
 if __name__ == "__main__":
-    run(json.loads(Path(sys.argv[1]).read_text()))
+    main()
