@@ -150,9 +150,12 @@ def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> Stat
     """
     policy = register_base(run.root, config.model.path)
     if config.sft is not None:
-        score_held_out(policy, None, config, pool, name="base-evaluation")
+        base_scored = score_held_out(policy, None, config, pool, name="base-evaluation")
         policy = fine_tune(base=policy, config=config.sft, seed=derive_seed(config.seed, "sft"))
     scored = score_held_out(policy, None, config, pool)
+    if config.sft is not None:
+        gained = base_scored.metrics["mean_score"], scored.metrics["mean_score"]
+        get_run_logger().info("sft: the held-out score went from the base model's %.3f to %.3f", *gained)
     return State(
         campaign=config.campaign,
         iteration=FIRST,
