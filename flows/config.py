@@ -27,6 +27,7 @@ from tasks.report.config import ReportConfig
 from tasks.reward_model.config import RewardModelConfig
 from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
+from tasks.sft.config import SftConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
 RIGHT_GRADIENT = {"loss": ("k2", "k3_corrected"), "reward": ("k1",)}
@@ -41,7 +42,7 @@ CAMPAIGN_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
 class ModelConfig(StrictConfig):
-    """The base model: the policy before the first iteration, and the reference of the KL penalty."""
+    """The base model: the policy before any training, and the reference of the KL penalty."""
 
     path: str = Field(description="folder of safetensors, GGUF file, or package:NAME for one inside a Python package")
 
@@ -80,6 +81,7 @@ class RunConfig(StrictConfig):
     )
     model: ModelConfig
     curate: CurateConfig
+    sft: SftConfig | None = Field(None, description="demonstrations that make the first policy; none: it is the base")
     select: SelectConfig = SelectConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     grading: GradingConfig

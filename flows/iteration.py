@@ -22,6 +22,7 @@ from tasks.report.stage import report
 from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
 from tasks.select.stage import select, select_held_out
+from tasks.sft.stage import fine_tune
 
 REPORTED_ITERATIONS = 60
 
@@ -149,14 +150,23 @@ def first_state(config: RunConfig, launch: LaunchContext) -> State:
 
 
 def take_first_steps(config: RunConfig, run: RunContext, pool: Artifact) -> State:
-    """The base model as policy and champion, scored on the held-out prompts."""
-    base = register_base(run.root, config.model.path)
-    scored = score_held_out(base, None, config, pool)
+    """The first policy and champion, scored on the held-out prompts: the base model, or what demonstrations make of it.
+
+    With demonstrations the base model is scored too, so that what they gained shows.
+    """
+    policy = register_base(run.root, config.model.path)
+    if config.sft is not None:
+        base_scored = score_held_out(policy, None, config, pool, name="base-evaluation")
+        policy = fine_tune(base=policy, config=config.sft, seed=derive_seed(config.seed, "sft"))
+    scored = score_held_out(policy, None, config, pool)
+    if config.sft is not None:
+        gained = base_scored.metrics["mean_score"], scored.metrics["mean_score"]
+        get_run_logger().info("sft: the held-out score went from the base model's %.3f to %.3f", *gained)
     return State(
         campaign=config.campaign,
         iteration=FIRST,
-        policy=base.id,
-        champion=base.id,
+        policy=policy.id,
+        champion=policy.id,
         champion_evaluation=scored.id,
         steps=dict(run.steps or {}),
         mlflow_run_id=run.mlflow_run_id,

@@ -8,12 +8,15 @@ from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
 from tasks.curate.sources import check_sources
+from tasks.sft.demonstrations import check_demonstrations
 
 
 def check_inputs(config: RunConfig) -> None:
     """Raise `InputError` for a model, a source or a store that can't be used."""
     find_base(config.model.path)
     check_sources(config.curate)
+    if config.sft is not None:
+        check_demonstrations(config.sft)
     check_root(config.resolved_root())
 
 
@@ -28,6 +31,9 @@ def print_plan(config: RunConfig, console: Console) -> None:
     rollouts = config.select.prompts_per_iteration * config.select.samples_per_prompt
     longest = rollouts * config.rollouts.sampling.max_tokens
     console.print(f"campaign {config.campaign}, root {root}: {last} of {target} iterations are committed")
+    if config.sft is not None:
+        sources = ", ".join(source.path for source in config.sft.sources)
+        console.print(f"before the first iteration: sft on {sources}, {config.sft.epochs} epochs")
     table = Table("stage", "in every iteration", title=f"{todo} iterations to run")
     for name, what in [
         ("select", f"{config.select.prompts_per_iteration} prompts x {config.select.samples_per_prompt} samples"),

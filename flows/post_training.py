@@ -42,11 +42,12 @@ def post_training(config: RunConfig) -> State:
 
 
 def _warn_of_changes(campaign: Campaign, config: RunConfig, state: State) -> None:
-    """A campaign that goes on with another seed or model is rarely meant: a campaign of its own is."""
+    """A campaign that goes on with another seed, model or start is rarely meant: a campaign of its own is."""
     begun = campaign.launch(state.launch_id).config
     for key, before, now in [
         ("seed", begun["seed"], config.seed),
         ("model.path", begun["model"]["path"], config.model.path),
+        ("sft", begun.get("sft"), config.sft.model_dump(mode="json") if config.sft else None),
     ]:
         if before != now:
             get_run_logger().warning(

@@ -4,7 +4,9 @@ from storage.campaigns import Campaign, State
 from storage.errors import InputError
 
 FIRST = 0
-FIRST_STEPS = ("curate", "evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
+EVALUATION_STEPS = ("evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
+# The base's own evaluation and sft are steps where the run file has demonstrations.
+FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", *EVALUATION_STEPS)
 STEPS = (
     "curate",
     "select",
@@ -14,7 +16,7 @@ STEPS = (
     "preferences",
     "reward_model",
     "policy_update",
-    *FIRST_STEPS[1:],
+    *EVALUATION_STEPS,
     "report",
 )
 

@@ -48,11 +48,21 @@ class _LowRank(NamedTuple):
 
 
 class PolicyFiles(NamedTuple):
-    """A policy on disk: the folder of its base, its LoRA adapter's folder if it has one, and the policy's own id."""
+    """A policy on disk: its base's folder, what it has of its own, and its id.
+
+    Its own is either a LoRA adapter's folder, or `full`, a folder of full weights of the base's architecture; a base
+    model has neither. The tokenizer is the base's always.
+    """
 
     base: Path
     adapter: Path | None
     policy_id: str
+    full: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the full weights that the adapter, if there is one, comes on top of."""
+        return self.full or self.base
 
 
 def find_base(source: str) -> Path:
@@ -98,15 +108,15 @@ def weights_digest(folder: Path) -> str:
 
 
 def merged_folder(policy: PolicyFiles) -> Path:
-    """A folder of full bf16 weights that any engine serves: the base itself, or base and adapter merged once.
+    """A folder of full weights that any engine serves: the policy's own, or base and adapter merged once, in bf16.
 
     W + scale B A (Hu et al. 2021, equation 3) is computed in float32 and then cast: added in bf16, most of a small
     update would be rounded away. Named by the content of both, so that a policy whose adapter was made again gets
     another. Keeps the newest four. Raises InputError for an adapter that isn't plain LoRA.
     """
     if policy.adapter is None:
-        return policy.base
-    content = [weights_digest(policy.base), [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES]]
+        return policy.weights
+    content = [weights_digest(policy.weights), [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES]]
     folder = home() / "models" / "merged" / _digest(content)
     with alone("merged-models"):
         if folder.is_dir():
@@ -114,11 +124,11 @@ def merged_folder(policy: PolicyFiles) -> Path:
             return folder
         updates = _lora_updates(policy.adapter)
         with _whole(folder) as scratch:
-            _merge(policy.base, updates, scratch)
+            _merge(policy.weights, updates, scratch)
             if updates:
                 raise InputError(
                     f"{policy.adapter}: the adapter changes {sorted(updates)[0]} and {len(updates) - 1} more weights "
-                    f"that {policy.base} doesn't have; it was trained on another base"
+                    f"that {policy.weights} doesn't have; it was trained on another base"
                 )
         _drop_old_merges(folder)
     return folder

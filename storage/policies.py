@@ -14,6 +14,7 @@ from storage.home import home
 from storage.models import PolicyFiles, convert_base, weights_digest
 
 BASE_STAGE = "base_model"
+FULL = "full"  # of a policy's facts["weights"]: its files are a whole model; without it they are a LoRA adapter
 _lock = threading.Lock()
 
 
@@ -37,14 +38,17 @@ def register_base(root: str, source: str) -> Artifact:
 
 
 def base_of(policy: Artifact) -> Artifact:
-    """The base model that a policy adapts."""
+    """The base model that a policy began as: its architecture and tokenizer are the policy's."""
     if policy.stage == BASE_STAGE:
         return policy
     return Artifact.at(policy.root, policy.manifest.facts["base"])
 
 
 def resolve_policy(policy: Artifact) -> PolicyFiles:
-    """The local folders of a policy's base and adapter, fetched and checked."""
+    """The local folders of a policy's base and of its adapter or full weights, fetched and checked.
+
+    Raises `InputError` for a base that changed, and for full weights that no engine could load.
+    """
     base = base_of(policy)
     source, expected = base.manifest.facts["source"], base.manifest.facts["weights"]
     remembered = _known().get(base.fingerprint)
@@ -54,8 +58,15 @@ def resolve_policy(policy: Artifact) -> PolicyFiles:
         raise InputError(f"base model {source} in {folder}: weights expected {expected}, found {found}: another model")
     if remembered != str(folder):
         _remember(base.fingerprint, folder)
-    adapter = None if policy.stage == BASE_STAGE else policy.files_folder()
-    return PolicyFiles(base=folder, adapter=adapter, policy_id=policy.fingerprint)
+    if policy.stage == BASE_STAGE:
+        return PolicyFiles(base=folder, adapter=None, policy_id=policy.fingerprint)
+    own = policy.files_folder()
+    if policy.manifest.facts.get("weights") != FULL:
+        return PolicyFiles(base=folder, adapter=own, policy_id=policy.fingerprint)
+    if not any(own.glob("*.safetensors")) or not (own / "config.json").is_file():
+        held = ", ".join(sorted(policy.manifest.files)) or "no file"
+        raise InputError(f"policy {policy.id}: expected full weights (*.safetensors and config.json), it holds {held}")
+    return PolicyFiles(base=folder, adapter=None, policy_id=policy.fingerprint, full=own)
 
 
 def _register() -> Path:

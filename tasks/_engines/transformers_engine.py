@@ -44,7 +44,7 @@ class TransformersEngine:
         self._served = None  # unknown until all of it is loaded
         self._model = self._read(served)
         self._tokenizer = load_tokenizer(served.tokenizer)
-        self._stops = stop_token_ids(served.model, self._tokenizer)
+        self._stops = stop_token_ids(served.tokenizer, self._tokenizer)
         self._served = served
 
     def _read(self, served: ServedModel) -> PreTrainedModel:

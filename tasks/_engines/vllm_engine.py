@@ -18,6 +18,7 @@ from tasks._engines.protocol import Completion, Progress, SamplingParams, Served
 from tasks._engines.vllm_child import Job
 
 LOG = logging.getLogger(__name__)
+INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 class VllmEngine:
@@ -48,7 +49,7 @@ class VllmEngine:
     def _remember(self, served: ServedModel) -> None:
         """Keep what generating needs of the policy's files: the merged folder may be gone by then."""
         self._tokenizer = load_tokenizer(served.tokenizer)
-        self._stops = stop_token_ids(served.model, self._tokenizer)
+        self._stops = stop_token_ids(served.tokenizer, self._tokenizer)
         self._described = _architecture(served.model)
         self._served = served
 
@@ -156,10 +157,11 @@ class VllmEngine:
 
 
 def _architecture(model: Path) -> dict[str, Any]:
-    described = json.loads((model / "config.json").read_text())
-    for incidental in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
-        described.pop(incidental, None)
-    return described
+    """A model's configuration with its defaults filled in: a trainer that saves one writes them out, others don't."""
+    from transformers import AutoConfig
+
+    described = AutoConfig.from_pretrained(model, local_files_only=True).to_dict()
+    return {key: value for key, value in described.items() if key not in INCIDENTAL}
 
 
 def _room_for_rank(adapter: Path, config: EngineConfig) -> int:

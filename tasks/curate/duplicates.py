@@ -6,7 +6,7 @@ from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 
-from tasks.curate.rows import Rejection
+from tasks._sources.rows import Rejection
 
 SHINGLE_WORDS = 3
 PERMUTATIONS = 128

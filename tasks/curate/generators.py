@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from storage.errors import InputError
 from storage.plugins import import_named
+from tasks._sources.rows import Rejection, Row
 from tasks.curate import haiku
-from tasks.curate.rows import Rejection, Row
 
 
 class Generator(Protocol):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from storage.errors import InputError
-from tasks.curate.files import file_digest, locate, store_errors
-from tasks.curate.rows import Rejection, Row, excerpt
+from tasks._sources.files import file_digest, locate, store_errors
+from tasks._sources.rows import Rejection, Row, excerpt
 
 DOMAIN = "haiku"
 VERIFIER = "haiku"

@@ -1,6 +1,5 @@
 """The whole of `curate`, pure: sources in, the pool of prompts and the rejected rows out."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +7,12 @@ import polars as pl
 
 from storage.errors import InputError
 from storage.records import Prompt
+from tasks._sources.rows import Rejection, limit_rejections, rejected_frame
+from tasks._sources.split import split_by_cluster
 from tasks.curate.config import CurateConfig
 from tasks.curate.duplicates import cluster_ids, cluster_near_duplicates, set_aside_exact, shingles
 from tasks.curate.normalise import prompt_of_row
-from tasks.curate.rows import Rejection, rejected_frame
 from tasks.curate.sources import read_source
-from tasks.curate.split import split_by_cluster
-
-SHOWN_EXAMPLES = 3
 
 
 def build_pool(
@@ -36,7 +33,7 @@ def build_pool(
                 prompts.append(prompt)
         if progress is not None:
             progress(done, len(config.sources), "sources")
-    _limit_rejections(len(prompts), rejections, config.max_rejected_fraction)
+    limit_rejections(len(prompts), rejections, config.max_rejected_fraction, "curate")
     prompts, duplicates = set_aside_exact(prompts)
     if not prompts:
         where = ", ".join(source.path or str(source.generator) for source in config.sources)
@@ -50,18 +47,6 @@ def build_pool(
         for prompt, name, split in zip(prompts, names, splits, strict=True)
     ]
     return pl.DataFrame(rows, schema=Prompt.create_empty().schema), rejected_frame(rejections + duplicates)
-
-
-def _limit_rejections(good: int, rejections: list[Rejection], allowed: float) -> None:
-    read = good + len(rejections)
-    if not read or len(rejections) / read <= allowed:
-        return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejections).most_common())
-    examples = "\n".join(f"  {rejection}" for rejection in rejections[:SHOWN_EXAMPLES])
-    raise InputError(
-        f"{len(rejections)} of {read} rows are bad ({reasons}), above max_rejected_fraction {allowed}:\n{examples}\n"
-        "correct the rows or the sources' field names, or raise curate.max_rejected_fraction"
-    )
 
 
 def _splits(cluster_names: list[str], config: CurateConfig, seed: int) -> list[str]:

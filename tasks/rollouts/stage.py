@@ -49,7 +49,7 @@ def generate(
     _check_lengths(part["prompt_id"].to_list(), prompts, config)
     sampling = SamplingParams(**config.sampling.model_dump())
     shard_seed = derive_seed(seed, "shard", shard.index)
-    with pool.acquire(config.engine, _served(files, config)) as engine:
+    with pool.acquire(config.engine, served_model(files, config)) as engine:
         started = time.monotonic()
         completions = engine.generate(
             prompts,
@@ -73,11 +73,11 @@ def generate(
     return Outputs(metrics=rollout_metrics(rows, seconds), rollouts=rows)
 
 
-def _served(files: PolicyFiles, config: RolloutsConfig) -> ServedModel:
-    """The policy as the engine takes it: merged into full weights, or base and adapter side by side."""
+def served_model(files: PolicyFiles, config: RolloutsConfig) -> ServedModel:
+    """The policy as the engine takes it: full weights, its own or merged, or base and adapter side by side."""
     merged = files.adapter is None or pool.adapter_mode(config.engine) == "merged"
     return ServedModel(
-        model=merged_folder(files) if merged else files.base,
+        model=merged_folder(files) if merged else files.weights,
         adapter=None if merged else files.adapter,
         policy_id=files.policy_id,
         tokenizer=files.base,

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from storage.errors import InputError
 from storage.fingerprints import fingerprint, hashed_part
+from tasks._sources.fields import normalise_text
+from tasks._sources.rows import Row
+from tasks._sources.split import split_by_cluster
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.duplicates import cluster_ids, cluster_near_duplicates, jaccard, shingles
-from tasks.curate.normalise import normalise_text
 from tasks.curate.pool import build_pool
-from tasks.curate.rows import Row
-from tasks.curate.split import split_by_cluster
 from tasks.curate.stage import content_of_sources
 
 TOPICS = Path(__file__).parents[2] / "deployments" / "quickstart-topics.txt"

@@ -1,13 +1,16 @@
-"""What passes between the readers and the rest of `curate`: a row with its origin, or why there is none."""
+"""What the readers give: a row with its origin, or why there is none."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
 
+from storage.errors import InputError
 from storage.records import RejectedRow
 
 EXCERPT_LENGTH = 120
+SHOWN_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,16 @@ def rejected_frame(rejections: list[Rejection]) -> pl.DataFrame:
     """The rejections as a `RejectedRow` frame, in their order."""
     rows = [asdict(rejection) | {"source": f"{rejection.source}:{rejection.row}"} for rejection in rejections]
     return pl.DataFrame(rows, schema=RejectedRow.create_empty().schema)
+
+
+def limit_rejections(good: int, rejections: list[Rejection], allowed: float, stage: str) -> None:
+    """Raises `InputError` with reasons and examples when more than the `allowed` fraction of rows is bad."""
+    read = good + len(rejections)
+    if not read or len(rejections) / read <= allowed:
+        return
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejections).most_common())
+    examples = "\n".join(f"  {rejection}" for rejection in rejections[:SHOWN_EXAMPLES])
+    raise InputError(
+        f"{len(rejections)} of {read} rows are bad ({reasons}), above max_rejected_fraction {allowed}:\n{examples}\n"
+        f"correct the rows or the sources' field names, or raise {stage}.max_rejected_fraction"
+    )

@@ -12,9 +12,9 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from storage.errors import InputError, StoreUnreachable
-from tasks.curate.config import SourceConfig
 
 Format = Literal["parquet", "jsonl", "arrow"]
+FormatOrAuto = Literal["auto", "parquet", "jsonl", "arrow"]
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -81,19 +81,18 @@ def locate(path: str) -> tuple[AbstractFileSystem, str]:
     return filesystem, inner
 
 
-def source_files(source: SourceConfig) -> list[SourceFile]:
-    """The files that `source.path` means, in a fixed order.
+def source_files(given: str, file_format: FormatOrAuto = "auto") -> list[SourceFile]:
+    """The files that a source's path means, in a fixed order; format `auto` goes by their endings.
 
     A folder is searched for files with a known ending; a folder that Hugging Face `datasets` saved gives the
     files that its `state.json` names. Raises `InputError` when nothing is there or a format can't be told.
     """
-    given = source.path or ""
     with store_errors(given):
         filesystem, path = locate(given)
         paths = _expand(filesystem, path, given)
     if not paths:
         raise InputError(f"{given}: found no file; expected a file, folder or glob of {', '.join(ENDINGS)}")
-    return [_source_file(filesystem, path, found, source) for found in paths]
+    return [_source_file(filesystem, found, _name(given, path, found), file_format) for found in paths]
 
 
 def file_digest(filesystem: AbstractFileSystem, path: str, name: str) -> str:
@@ -107,6 +106,11 @@ def file_digest(filesystem: AbstractFileSystem, path: str, name: str) -> str:
             while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
     return "blake2:" + digest.hexdigest()
+
+
+def file_digests(given: str, file_format: FormatOrAuto = "auto") -> list[str]:
+    """The digests of the files that a source's path means, in their order, without their paths."""
+    return [file_digest(file.filesystem, file.path, file.name) for file in source_files(given, file_format)]
 
 
 def _expand(filesystem: AbstractFileSystem, path: str, given: str) -> list[str]:
@@ -127,18 +131,18 @@ def _missing(given: str) -> list[str]:
     raise InputError(f"{given}: no such file or folder; check the source's path (relative to the current folder)")
 
 
-def _source_file(filesystem: AbstractFileSystem, root: str, path: str, source: SourceConfig) -> SourceFile:
-    given = source.path or ""
-    name = given if path == root else _name_below(given, root, path)
-    if source.format != "auto":
-        return SourceFile(name, path, filesystem, source.format)
-    for ending, file_format in ENDINGS.items():
+def _source_file(filesystem: AbstractFileSystem, path: str, name: str, file_format: FormatOrAuto) -> SourceFile:
+    if file_format != "auto":
+        return SourceFile(name, path, filesystem, file_format)
+    for ending, known in ENDINGS.items():
         if path.endswith(ending):
-            return SourceFile(name, path, filesystem, file_format)
+            return SourceFile(name, path, filesystem, known)
     raise InputError(f"{name}: can't tell its format; expected one of {', '.join(ENDINGS)}, or set the source's format")
 
 
-def _name_below(given: str, root: str, path: str) -> str:
+def _name(given: str, root: str, path: str) -> str:
+    if path == root:
+        return given
     if path.startswith(root.rstrip("/") + "/"):
         return given.rstrip("/") + path[len(root.rstrip("/")) :]
     folder = given.rsplit("/", 1)[0] if "/" in given else ""

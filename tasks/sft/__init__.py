@@ -1,0 +1,1 @@
+"""Stage sft: demonstrations and a base model in, the first policy of the loop out."""
