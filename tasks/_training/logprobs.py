@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from storage.errors import InputError
+from tasks._training.attention import packed_rows
 from tasks._training.packing import PackedBatch
 
 TOKENS_AT_ONCE = 128
@@ -22,14 +23,12 @@ class TokenLogprobs:
     entropy: Float[Tensor, "rows length"]
 
 
-def hidden_states(decoder: nn.Module, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
+def hidden_states(decoder: Any, batch: PackedBatch) -> Float[Tensor, "tokens hidden"]:
     """The last hidden states of a packed batch, its batch and time axes flattened."""
-    output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
+    with packed_rows(decoder):
+        output = decoder(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
+        )
     return output.last_hidden_state.flatten(0, 1)
 
 
