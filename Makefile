@@ -36,5 +36,5 @@ format: $(INSTALLED)  ## put the code into its format
 bench: $(INSTALLED)  ## speed, as ratios measured in one run
 	$(BIN)/python tests/benchmarks/run.py
 
-clean:  ## remove the virtual environment; artifacts and models stay
-	rm -rf $(VENV) *.egg-info
+clean:  ## remove the virtual environments; artifacts and models stay
+	rm -rf $(VENV) .bench-trl *.egg-info

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from storage.errors import InputError
 from tasks._training.layers import checkpoint_layers
+from tasks._training.lora_linear import fuse_lora
 from tasks._training.parallel import writes_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -78,14 +79,18 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> PeftMod
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        policy = get_peft_model(model, config)
+    fuse_lora(policy)
+    return policy
 
 
 def load_lora(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
     """The model with an adapter that `save_lora` wrote."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder}: no {ADAPTER_WEIGHTS}; expected a LoRA adapter in PEFT's format")
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    policy = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    fuse_lora(policy)
+    return policy
 
 
 def save_lora(model: PeftModel, folder: Path) -> list[Path]:

@@ -166,6 +166,7 @@ def test_a_kl_without_the_reverse_gradient_is_warned_of(estimator, place, warned
     found = load_config(QUICKSTART, settings).warnings()
     assert bool(found) == warned
     assert load_config(QUICKSTART).warnings() == []
-    assert {
-        place: frozenset(right) for place, right in RIGHT_GRADIENT.items()
-    } == {"loss": REVERSE_KL_IN_LOSS, "reward": REVERSE_KL_IN_REWARD}
+    assert {place: frozenset(right) for place, right in RIGHT_GRADIENT.items()} == {
+        "loss": REVERSE_KL_IN_LOSS,
+        "reward": REVERSE_KL_IN_REWARD,
+    }
