@@ -67,13 +67,21 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gspo": Algorithm(
         "one ratio a sequence, the geometric mean of its tokens' ratios, clipped tightly",
         "arXiv 2507.18071",
-        {"objective": "gspo", "aggregate": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4},
+        {
+            "objective": "gspo",
+            "aggregate": "sequence_mean",
+            "clip_low": 3e-4,
+            "clip_high": 4e-4,
+            # Bounds this tight would clip what engine and trainer round differently.
+            "old_logprobs": "trainer",
+        },
         {"rules": DISCARD_EVEN_GROUPS, "advantage": "group_mean_std"},
     ),
     "cispo": Algorithm(
-        "the ratio is a clipped weight without gradient: every token keeps its own (ScaleRL's bounds and means)",
+        "the ratio is a weight without gradient, at most 5, no lower bound: every token keeps its gradient; prompts "
+        "count equally (ScaleRL)",
         "arXiv 2506.13585; 2510.13786",
-        {"objective": "cispo", "aggregate": "prompt_mean", "clip_low": 1.0, "clip_high": 5.0},
+        {"objective": "cispo", "aggregate": "prompt_mean", "clip_low": 1.0, "clip_high": 4.0},
         {"rules": DISCARD_EVEN_GROUPS, "advantage": "group_mean_whitened"},
     ),
     "rloo": Algorithm(
@@ -173,7 +181,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         {"objective": "kto", "aggregate": "sequence_sum", "pairs": {"beta": 0.1}},
     ),
     "crpg": Algorithm(
-        "CGPO's policy gradient: calibrated reward if every judge passes, fading with KL, less the batch's mean",
+        "CGPO's policy gradient: reward calibrated by the group's mean if every judge passes, fading with KL, less the "
+        "batch's mean",
         "arXiv 2409.20370, section 4",
         {"objective": "clipped", "aggregate": "sequence_sum", "credit": "crpg", "clip_low": 0.2, "clip_high": 0.2},
         {"rules": KEEP_ALL, "advantage": "reward"},
@@ -187,7 +196,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         needs_judge=True,
     ),
     "crraft": Algorithm(
-        "CGPO's RAFT: the best that passes within the KL bound, weighted by its calibrated reward",
+        "CGPO's RAFT: the best that passes within the KL bound, weighted by its reward, calibrated by the group's mean",
         "arXiv 2409.20370, section 4",
         {"objective": "likelihood", "aggregate": "token_mean", "credit": "crraft"},
         {"rules": KEEP_ALL, "advantage": "reward"},

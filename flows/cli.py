@@ -1,5 +1,6 @@
 """The command `posttrain`. Heavy packages are imported by the commands that need them."""
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from flows import inspect_commands
-from flows.config import RunConfig, default_root, load_config
+from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, load_config
 from flows.environment import embedded
 from flows.steps import committed_state
 from storage.campaigns import Campaign
@@ -112,6 +113,30 @@ def rerun(
     from flows.rerun_stage import rerun_stage
 
     console.print(rerun_stage(campaign, iteration, stage, force, place.root))
+
+
+@app.command()
+def fork(
+    campaign: Annotated[str, typer.Argument(help="the campaign to go on from")],
+    iteration: Annotated[int, typer.Argument(help="the last iteration that both have in common; 0: the base")],
+    name: Annotated[str, typer.Argument(help="the new campaign")],
+    root: Root = None,
+) -> None:
+    """Begin a campaign with another's first iterations, to go on from there in another way.
+
+    With another algorithm, the next iteration finds the rollouts and grades of the first campaign's.
+    """
+    if not re.fullmatch(CAMPAIGN_PATTERN, name):
+        raise InputError(f"campaign {name!r}: expected lower-case letters, digits, - and _")
+    place = Campaign(root or default_root(), campaign)
+    check_reachable(place.root)
+    place.fork(name, iteration)
+    console.print(
+        f"campaign {name} has {campaign}'s iterations up to {iteration}. Go on, for example:\n"
+        f"posttrain run FILE --set campaign={name} --set algorithm=dapo --iterations {iteration + 1}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command()

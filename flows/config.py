@@ -20,7 +20,7 @@ from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
-from tasks.grading.config import GradingConfig
+from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.report.config import ReportConfig
@@ -108,11 +108,20 @@ class RunConfig(StrictConfig):
         return _with_derived(apply_algorithm(document, name))
 
     @model_validator(mode="after")
-    def _judges(self) -> Self:
-        update = self.policy_update
+    def _fits_together(self) -> Self:
+        update, graders = self.policy_update, self.grading.graders
         needs = update.credit in ("crpg", "crraft") or (update.on_pairs and update.pairs.source == "judges")
-        if needs and not any(grader.judge for grader in self.grading.graders):
-            raise ValueError(f"algorithm {self.algorithm} needs a judge; set judge: true on one of grading.graders")
+        if needs and not any(grader.judge and grader.from_iteration <= 1 for grader in graders):
+            raise ValueError(
+                f"algorithm {self.algorithm} needs a judge from the first iteration on; set judge: true on one of "
+                "grading.graders"
+            )
+        penalised = update.kl.coefficient > 0 and update.kl.place == "reward" and update.credit == "trajectory"
+        if penalised and self.filtering.advantage != "leave_one_out":
+            raise ValueError(
+                "policy_update.kl.place is reward: it enters leave_one_out advantages, returns and gae; set "
+                "filtering.advantage to leave_one_out, or the place to loss"
+            )
         unknown = set(self.filtering.component_weights) - {grader.label for grader in self.grading.graders}
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")
@@ -153,10 +162,21 @@ def _with_derived(document: dict[str, Any]) -> dict[str, Any]:
         parity = {"engine_dtype": engine.get("dtype", EngineConfig().dtype)}
         update = under({"max_tokens": limit, "parity": parity}, update)
     if isinstance(filtering, dict) and isinstance(filtering.get("overlong"), dict) and isinstance(limit, int):
+        longest = filtering["overlong"].get("max_tokens", limit)
         # DAPO's buffer is a fifth of the limit: 4,096 of 20,480 tokens.
-        overlong = {"max_tokens": limit, "buffer_tokens": max(1, limit // 5)}
-        filtering = under({"overlong": overlong}, filtering)
+        buffer = max(1, longest // 5) if isinstance(longest, int) else 1
+        filtering = under({"overlong": {"max_tokens": longest, "buffer_tokens": buffer}}, filtering)
+    if isinstance(filtering, dict) and filtering.get("advantage") == "per_component":
+        filtering = under({"component_weights": _grader_weights(document.get("grading"))}, filtering)
     return {**document, "policy_update": update, "filtering": filtering}
+
+
+def _grader_weights(grading: Any) -> dict[str, float]:
+    """The graders' weights by their labels, as far as the file's section is one."""
+    graders = grading.get("graders") if isinstance(grading, dict) else None
+    named = [grader for grader in graders or [] if isinstance(grader, dict)]
+    labels = [grader.get("name") or grader.get("grader") or GraderConfig().label for grader in named]
+    return {label: grader.get("weight", 1.0) for label, grader in zip(labels, named, strict=True)}
 
 
 def default_root() -> str:

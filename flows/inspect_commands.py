@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import defaultdict
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.tree import Tree
 
-from flows.config import CAMPAIGN_PATTERN, ROOT_VARIABLE, default_root
+from flows.config import ROOT_VARIABLE, default_root
 from flows.environment import embedded
 from flows.tables import cell, iteration_rows, iteration_table, number, rows_table, seconds_table, short_id, size_text
 from storage import campaigns, collection
@@ -28,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stand
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an app."""
-    for command in (status, show, lineage, fork, gc):
+    for command in (status, show, lineage, gc):
         app.command()(command)
 
 
@@ -62,27 +61,6 @@ def status(
     if states:
         console.print(f"champion {short_id(states[-1].champion)}, policy {short_id(states[-1].policy)}")
     _print_flight(console, flight)
-
-
-def fork(
-    campaign: Annotated[str, typer.Argument(help="The campaign to go on from.")],
-    iteration: Annotated[int, typer.Argument(help="The last iteration that both have in common; 0: the base.")],
-    name: Annotated[str, typer.Argument(help="The new campaign.")],
-    root: Root = None,
-) -> None:
-    """Begin a campaign with another's first iterations, to go on from there in another way.
-
-    With another algorithm, the next iteration finds the rollouts and grades of the first campaign's.
-    """
-    if not re.fullmatch(CAMPAIGN_PATTERN, name):
-        raise InputError(f"campaign {name!r}: expected lower-case letters, digits, - and _")
-    Campaign(_where(root), campaign).fork(name, iteration)
-    Console().print(
-        f"campaign {name} has {campaign}'s iterations up to {iteration}. Go on, for example:\n"
-        f"posttrain run FILE --set campaign={name} --set algorithm=dapo --iterations {iteration + 1}",
-        soft_wrap=True,
-        highlight=False,
-    )
 
 
 def show(

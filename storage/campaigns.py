@@ -104,23 +104,24 @@ class Campaign:
         return stamped
 
     def fork(self, name: str, iteration: int) -> "Campaign":
-        """A campaign that begins with this one's states up to an iteration. Raises `InputError` when it exists.
+        """A campaign that begins with this one's states up to an iteration; forking again completes a fork.
 
-        Nothing is copied but references: what both have in common is found in the store.
+        Nothing is copied but references: what both have in common is found in the store. Raises `InputError` when
+        the name is taken by a campaign that began otherwise or went on.
         """
+        self.state(iteration)
         states = [self.state(k) for k in self.iterations() if k <= iteration]
-        if not states or states[-1].iteration != iteration:
-            self.state(iteration)
         fork = Campaign(self.root, name)
-        if fork.exists() or fork.iterations():
-            raise InputError(f"campaign {name!r} exists below {self.root}; fork under another name")
-        for launch_id in sorted({state.launch_id for state in states}):
-            fork.record_launch(self.launch(launch_id).model_copy(update={"campaign": name, "target": None}))
+        taken = InputError(f"campaign {name!r} exists below {self.root}; fork under another name")
+        if name == self.name or any(k > iteration for k in fork.iterations()):
+            raise taken
         for state in states:
-            fork._store.create(
-                fork._path(state.iteration),
-                state.model_copy(update={"campaign": name}).model_dump_json(indent=1).encode(),
-            )
+            launch = self.launch(state.launch_id).model_copy(update={"campaign": name, "target": None})
+            fork.record_launch(launch)
+            begun = state.model_copy(update={"campaign": name})
+            content = begun.model_dump_json(indent=1).encode()
+            if not self._store.create(fork._path(state.iteration), content) and fork.state(state.iteration) != begun:
+                raise taken
         return fork
 
     def record_launch(self, launch: Launch) -> None:

@@ -101,7 +101,7 @@ def per_component(
     """
     columns = [group_mean_std(column, groups) for column in np.asarray(components, dtype=np.float64).T]
     weighted = [weight * column for weight, column in zip(weights, columns, strict=True)]
-    return whiten(np.sum(weighted, axis=0))
+    return whiten(sum(weighted, np.zeros(len(groups))))
 
 
 def whiten(values: Rewards) -> Rewards:

@@ -17,9 +17,11 @@ COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 
 
 def save_full(model: PreTrainedModel, folder: Path) -> list[Path]:
-    """Writes weights in the model's dtype, its configuration, and its base folder's tokenizer files; returns them.
+    """Writes the weights as they are held, the configuration, and the base folder's tokenizer files; returns them.
 
-    Equal weights have equal bytes: the configuration is the base folder's, with the dtype that is written here.
+    Float32 masters stay float32: rounded to the bfloat16 that engines cast them to, half of an update's small steps
+    would be lost before the next one. Equal weights have equal bytes: the configuration is the base folder's, with
+    the dtype that the model computes in.
     Tied weights are written once. Of several processes every one must call this; the first one writes.
     """
     base = Path(str(model.config.name_or_path))
@@ -50,7 +52,7 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
             continue
         full = whole(tensor.detach())
         if writes_files():
-            weights[name] = (full.to(model.config.dtype) if full.is_floating_point() else full).cpu()
+            weights[name] = full.cpu()
     return weights
 
 

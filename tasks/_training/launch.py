@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from storage.errors import StageFailed
@@ -20,12 +20,15 @@ POLL_S = 0.2
 PR_SET_PDEATHSIG = 1
 
 
-def run_in_processes(module: str, job: Path, processes: int, log: Path) -> None:
+def run_in_processes(
+    module: str, job: Path, processes: int, log: Path, *, watch: Callable[[], None] = lambda: None
+) -> None:
     """Runs `python -m module JOB` in so many processes of `torchrun` on this machine; their output goes to `log`.
 
     Returns when all have ended well. On a CPU they share this process's threads. Raises `StageFailed` with the last
     lines of `log` when one fails: the others are ended then. They are ended too when this call is interrupted or
-    this process is killed. The module must call `tasks._training.parallel.join_world` early.
+    this process is killed. The module must call `tasks._training.parallel.join_world` early. `watch` is called a
+    few times a second while they run.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", __name__, str(os.getpid()), "--standalone", "--local-addr", "127.0.0.1"]
@@ -42,6 +45,7 @@ def run_in_processes(module: str, job: Path, processes: int, log: Path) -> None:
         try:
             while launcher.poll() is None:  # in slices: an exception thrown into a thread lands between two calls
                 time.sleep(POLL_S)
+                watch()
         finally:
             _end(launcher)
     if launcher.returncode:

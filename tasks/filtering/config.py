@@ -1,8 +1,8 @@
 """Which rollouts train, and how their advantage is taken."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig
 
@@ -33,6 +33,12 @@ class OverlongConfig(StrictConfig):
     max_tokens: int = Field(64, ge=1, description="the rollouts' token limit")
     buffer_tokens: int = Field(12, ge=1, description="tokens below the limit in which the punishment grows")
 
+    @model_validator(mode="after")
+    def _buffer_fits(self) -> Self:
+        if self.buffer_tokens > self.max_tokens:
+            raise ValueError(f"buffer_tokens is {self.buffer_tokens}, expected at most max_tokens ({self.max_tokens})")
+        return self
+
 
 class FilteringConfig(StrictConfig):
     """The rules in order: the first that drops a rollout is named in the ledger.
@@ -52,5 +58,12 @@ class FilteringConfig(StrictConfig):
         "positive_reward: RAFT++; best_of_n: RAFT",
     )
     component_weights: dict[str, float] = Field(
-        default_factory=dict, description="per_component: weight of a grader, by its name; 1 where none is given"
+        default_factory=dict,
+        description="per_component: weight of a grader, by its name; the graders' own where none is given",
     )
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> Self:
+        if self.overlong is not None and self.advantage == "per_component":
+            raise ValueError("per_component normalises the graders' scores one by one: overlong has no place in it")
+        return self

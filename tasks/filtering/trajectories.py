@@ -30,7 +30,8 @@ def decide(rollouts: pl.LazyFrame, rewards: pl.LazyFrame, config: FilteringConfi
     if len(strangers):
         raise InputError(f"reward of {strangers['rollout_id'][0]}: no such rollout; pass the rewards of these rollouts")
     joined = groups.join(known, on="rollout_id", how="left", maintain_order="left")
-    decided = apply_rules(_punish_overlong(joined, config.overlong), config.rules).collect()
+    # The rules see the reward as graded: length alone doesn't make an even group worth training on.
+    decided = _punish_overlong(apply_rules(joined, config.rules), config.overlong).collect()
     return decided.with_columns(pl.Series("advantage", advantages(decided, config), pl.Float64))
 
 

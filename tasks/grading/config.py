@@ -41,6 +41,12 @@ class GraderConfig(StrictConfig):
         description="a verifier's score is multiplied by it when the length limit cut the rollout",
     )
 
+    @model_validator(mode="after")
+    def _judge_draws_a_line(self) -> Self:
+        if self.judge and self.pass_score is None and self.grader == REWARD_MODEL:
+            raise ValueError("a reward model draws no line between pass and fail; give the judge a pass_score")
+        return self
+
     @property
     def label(self) -> str:
         """The name in grades, rewards and metrics."""

@@ -1,8 +1,8 @@
 """Configuration of the policy update. A run file's `algorithm` sets most of it: see `flows.algorithms`."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 
@@ -23,12 +23,19 @@ class KlConfig(StrictConfig):
 
     coefficient: float = Field(0.0, ge=0, description="0: no penalty")
     estimator: Literal["k1", "k2", "k3", "k3_corrected"] = Field(
-        "k2", description="in the loss only k2 and k3_corrected have the gradient of KL(policy || reference)"
+        "k2",
+        description="on-policy, k2 and k3_corrected in the loss and k1 in the reward have the gradient of reverse KL",
     )
-    place: Literal["loss", "reward"] = Field("loss", description="reward: k1 per token, before credit is given")
+    place: Literal["loss", "reward"] = Field("loss", description="reward: per token, before credit is given")
     reference: Literal["first", "start"] = Field(
         "first", description="first: the campaign's first policy; start: the policy before this update"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _estimator_of_the_place(cls, given: Any) -> Any:
+        in_reward = isinstance(given, dict) and given.get("place") == "reward" and "estimator" not in given
+        return {**given, "estimator": "k1"} if in_reward else given
 
 
 class ParityConfig(StrictConfig):
@@ -38,7 +45,7 @@ class ParityConfig(StrictConfig):
     rows: int = Field(16, ge=1, description="fresh rollouts that are recomputed")
     engine_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of the rollouts' engine")
     max_mean_difference: float | None = Field(
-        None, gt=0, description="nats per token; none: 0.1, or 0.02 where engine and trainer both compute in float32"
+        None, gt=0, description="nats per token; none: 0.1, 0.05 with float16, 0.02 where both compute in float32"
     )
 
 
@@ -58,6 +65,12 @@ class CorrectionConfig(StrictConfig):
         None, gt=0, description="rows of negative advantage that the policy left by more nats per token don't train"
     )
     max_age: int | None = Field(None, ge=0, description="older rollouts don't train; none: any age")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.kind == "mask" and self.low > self.high:
+            raise ValueError(f"low is {self.low}, expected at most high ({self.high})")
+        return self
 
 
 class CriticConfig(StrictConfig):
@@ -129,6 +142,26 @@ class PolicyUpdateConfig(StrictConfig):
         None, "packed tokens computed at once, which bounds memory; none: 1,024 on a CPU, 16,384 on a GPU", ge=8
     )
     checkpoint_every_steps: int = unhashed(1, "a killed update goes on from its last checkpoint", ge=1)
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        """Refuses what the objective wouldn't read."""
+        unread = {
+            "correction.kind": self.correction.kind != "none",
+            "correction.negatives_within": self.correction.negatives_within is not None,
+            "kl.coefficient": self.kl.coefficient > 0,
+            "positives_only": self.positives_only,
+            "whiten": self.whiten,
+            "credit": self.credit != "trajectory",
+        }
+        if self.on_pairs or self.objective == "kto":
+            for key in (key for key, given in unread.items() if given):
+                raise ValueError(f"objective {self.objective} has no {key}; leave it out")
+        if self.on_stored_pairs and self.replay_iterations:
+            raise ValueError("stored pairs are this iteration's: replay_iterations has no effect, leave it out")
+        if self.credit in ("crpg", "crraft") and self.kl.coefficient > 0 and self.kl.place == "reward":
+            raise ValueError(f"credit {self.credit} has a KL bound of its own (cgpo_max_kl): kl.place has to be loss")
+        return self
 
     @property
     def rate(self) -> float:

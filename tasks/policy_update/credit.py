@@ -23,12 +23,14 @@ PerToken = list[Float[np.ndarray, " tokens"]]
 class Measured:
     """Log-probabilities (nat) and values of every row's tokens before the first step.
 
-    `trainer` and `values` are the policy's, `reference` the reference policy's; None where nothing needs them.
+    `trainer` and `values` are the policy's, `reference` the reference policy's, `unrelated` the reference policy's on
+    `TrainingRows.unrelated` (KTO); None where nothing needs them.
     """
 
-    trainer: PerToken | None
-    reference: PerToken | None
-    values: PerToken | None
+    trainer: PerToken | None = None
+    reference: PerToken | None = None
+    values: PerToken | None = None
+    unrelated: PerToken | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def give_credit(rows: TrainingRows, measured: Measured, config: PolicyUpdateConf
         advantages = whiten_tokens(advantages)
     if config.positives_only:
         advantages = [np.maximum(line, 0.0) for line in advantages]
-    weights, metrics = _weights(rows, old, trainer, config.correction)
+    directions = np.array([line.mean() for line in advantages])
+    weights, metrics = _weights(rows, old, trainer, directions, config.correction)
     return Credit(old, measured.reference, advantages, weights, measured.values, returns, metrics)
 
 
@@ -100,13 +103,17 @@ def _spread(advantages: Float[np.ndarray, " rows"], rows: TrainingRows) -> PerTo
 
 
 def _weights(
-    rows: TrainingRows, old: PerToken, trainer: PerToken | None, config: CorrectionConfig
+    rows: TrainingRows,
+    old: PerToken,
+    trainer: PerToken | None,
+    directions: Float[np.ndarray, " rows"],
+    config: CorrectionConfig,
 ) -> tuple[PerToken, dict[str, float]]:
     """The trajectory's weight times the importance correction, and what is logged of the latter."""
     of_rows = rows.weights
     if config.negatives_within is not None and trainer is not None:
         left = np.array([np.mean(a - b) for a, b in zip(rows.old_logprobs, trainer, strict=True)])
-        of_rows = of_rows * off_policy_sequence_mask(rows.advantages, left, config.negatives_within)
+        of_rows = of_rows * off_policy_sequence_mask(directions, left, config.negatives_within)
     corrections = importance_weights(
         old, rows.old_logprobs, kind=config.kind, level=config.level, low=config.low, high=config.high
     )

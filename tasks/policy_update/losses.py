@@ -16,7 +16,8 @@ from tasks._training.logprobs import TokenLogprobs, token_logprobs
 from tasks._training.packing import PackedBatch, pack
 from tasks._training.value_head import token_values
 from tasks.policy_update.config import CriticConfig, PolicyUpdateConfig
-from tasks.policy_update.credit import Credit, PerToken
+from tasks.policy_update.credit import Credit, Measured, PerToken
+from tasks.policy_update.measure import recompute
 from tasks.policy_update.microbatches import Microbatch
 from tasks.policy_update.rows import TrainingRows
 
@@ -115,50 +116,46 @@ def pair_loss(model: Any, rows: TrainingRows, reference: PerToken, config: Polic
 def kto_loss(
     model: Any,
     rows: TrainingRows,
-    credit: Credit,
+    measured: Measured,
     steps: Sequence[Sequence[Microbatch]],
     config: PolicyUpdateConfig,
 ) -> LossFunction:
-    """KTO: rows above their group's mean are desirable. Its z, an estimate of KL(policy || reference) over the
-    step's own rows (they are the policy's samples), is measured before each step over all of its micro-batches.
+    """KTO: rows above their group's mean are desirable.
+
+    Its reference point z is measured before each step, over the prompts of the step's rows with the answers to other
+    prompts (arXiv 2402.01306, section 4.1).
     """
-    if credit.reference is None:
+    if measured.reference is None or measured.unrelated is None:
         raise ValueError("kto: no reference was measured")
-    options, reference = config.pairs, credit.reference
+    options, reference, unrelated = config.pairs, measured.reference, measured.unrelated
+    strangers = rows.unrelated()
     known: dict[int, Float[Tensor, ""]] = {}
 
-    def log_ratios(batch: PackedBatch) -> tuple[TokenLogprobs, Float[Tensor, " rows"]]:
-        current = _current(model, batch, rows)
-        return current, ((current.logprobs - _padded(reference, batch)) * batch.mask).sum(dim=1)
-
-    def divergence(step: int) -> Float[Tensor, ""]:
-        with torch.no_grad():
-            found = [log_ratios(_packed(microbatch, model))[1] for microbatch in steps[step]]
-        return torch.cat(found).mean()
+    def reference_point(step: int) -> Float[Tensor, ""]:
+        members = sorted(row for microbatch in steps[step] for row in microbatch.denominators)
+        logprobs, _ = recompute(model, strangers, members, config)
+        ratios = [float((logprobs[row] - unrelated[row]).sum()) for row in members]
+        return torch.tensor(float(np.mean(ratios)))
 
     def loss(microbatch: Microbatch) -> LossOutputs:
         if microbatch.step not in known:
             known.clear()
-            known[microbatch.step] = divergence(microbatch.step)
+            known[microbatch.step] = reference_point(microbatch.step)
         batch = _packed(microbatch, model)
-        current, ratios = log_ratios(batch)
+        current = _current(model, batch, rows)
+        ratios = ((current.logprobs - _padded(reference, batch)) * batch.mask).sum(dim=1)
         desirable = torch.tensor(rows.advantages[batch.rows] > 0, device=ratios.device)
-        per_row = kto(
-            ratios,
-            desirable,
-            known[microbatch.step],
-            options.beta,
-            options.desirable_weight,
-            options.undesirable_weight,
-        )
+        point = known[microbatch.step].to(ratios.device)
+        per_row = kto(ratios, desirable, point, options.beta, options.desirable_weight, options.undesirable_weight)
         loss_sum = (per_row / _column(microbatch.rows_of(batch), batch)).sum()
-        mask = batch.mask.float()
+        mask, count = batch.mask.float(), float(len(ratios))
         metrics: dict[str, Metric] = {
             "loss": Total(float(loss_sum.detach())),
             "tokens": Total(float(mask.sum())),
             "entropy": masked_mean(current.entropy, mask),
-            "kl_reference": Mean(float(ratios.detach().sum()), float(len(ratios))),
-            "desirable": Mean(float(desirable.sum()), float(len(desirable))),
+            "logratio": Mean(float(ratios.detach().sum()), count),
+            "reference_point": Mean(float(point) * count, count),
+            "desirable": Mean(float(desirable.sum()), count),
         }
         return LossOutputs(loss_sum, metrics)
 

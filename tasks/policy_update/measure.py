@@ -60,11 +60,20 @@ def recompute(
 
 
 def recompute_all(
-    model: Any, rows: TrainingRows, config: PolicyUpdateConfig, *, head: nn.Linear | None = None, world: World = ALONE
+    model: Any,
+    rows: TrainingRows,
+    used: Sequence[int],
+    config: PolicyUpdateConfig,
+    *,
+    head: nn.Linear | None = None,
+    world: World = ALONE,
 ) -> tuple[PerToken, PerToken]:
-    """The same for every row, in their order; the values are empty without a head."""
-    logprobs, values = recompute(model, rows, list(range(len(rows))), config, head=head, world=world)
-    return [logprobs[row] for row in range(len(rows))], [values[row] for row in range(len(values))]
+    """The same as one line per row, in their order; zeros for rows that aren't `used` and without a head."""
+    logprobs, values = recompute(model, rows, used, config, head=head, world=world)
+    empty = [np.zeros(len(response), dtype=np.float32) for response in rows.responses]
+    return [logprobs.get(row, line) for row, line in enumerate(empty)], [
+        values.get(row, line) for row, line in enumerate(empty)
+    ]
 
 
 def microbatch_size(groups: Sequence[PromptGroup]) -> float:

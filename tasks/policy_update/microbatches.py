@@ -38,11 +38,14 @@ def plan_row_steps(
     """The micro-batches, of `budget` tokens at most, of every optimizer step.
 
     Steps without a row that could teach anything are left out. Rows that aren't `trained` aren't computed, but
-    they count: the denominators are those of all rows of a step.
+    they count: the denominators are those of all rows of a step. Not so with a likelihood, which is one of the
+    chosen rows alone (RAFT: -1/T sum log pi over the best answers).
     """
     steps: list[list[Microbatch]] = []
     dealt = deal_steps(rows.groups, optimizer_steps=config.optimizer_steps, epochs=config.epochs, seed=seed)
     for members in dealt:
+        if config.objective == "likelihood":
+            members = members[trained[members]]
         lengths, groups = torch.from_numpy(rows.lengths[members]), torch.from_numpy(rows.groups[members])
         denominators = AGGREGATES[config.aggregate](lengths, groups, config.max_tokens)
         by_row = dict(zip(members.tolist(), denominators.tolist(), strict=True))
@@ -55,7 +58,7 @@ def plan_row_steps(
 def plan_pair_steps(
     rows: TrainingRows, pairs: Sequence[Pair], config: PolicyUpdateConfig, *, seed: int, budget: int
 ) -> list[list[Microbatch]]:
-    """The same for pairs: those of a group share a step, and a step's denominator is its number of pairs."""
+    """The same for pairs: those of one group share a step, and a step's denominator is its number of pairs."""
     chosen = np.array([rows.groups[better] for better, _ in pairs], dtype=np.int64)
     _, groups = np.unique(chosen, return_inverse=True)
     steps: list[list[Microbatch]] = []

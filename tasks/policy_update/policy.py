@@ -13,7 +13,7 @@ from storage.fingerprints import derive_seed
 from tasks._training.full import save_full
 from tasks._training.logprobs import check_plain_head
 from tasks._training.lora import LoraSpec, attach_lora, load_causal_model, load_lora, save_lora, trainable_parameters
-from tasks._training.parallel import World, shard
+from tasks._training.parallel import World, shard, writes_files
 from tasks._training.value_head import VALUE_HEAD_WEIGHTS, fresh_value_head, load_value_head, save_value_head
 from tasks.policy_update.config import PolicyUpdateConfig
 
@@ -78,7 +78,7 @@ def save_policy(policy: TrainedPolicy, folders: PolicyFolders, config: PolicyUpd
         save_lora(policy.model, target)
     if policy.head is not None:
         save_value_head(policy.head, target)
-    elif folders.trained and (folders.trained / VALUE_HEAD_WEIGHTS).is_file():
+    elif folders.trained and (folders.trained / VALUE_HEAD_WEIGHTS).is_file() and writes_files():
         shutil.copyfile(folders.trained / VALUE_HEAD_WEIGHTS, target / VALUE_HEAD_WEIGHTS)
 
 

@@ -1,7 +1,7 @@
 """The rows that train, as arrays, and the optimizer steps that they are dealt into."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,25 @@ class TrainingRows:
         """Response tokens per row."""
         return np.array([len(response) for response in self.responses], dtype=np.int64)
 
+    def unrelated(self) -> "TrainingRows":
+        """Every prompt with the answer to another group's: KTO measures its reference point on such."""
+        order = np.argsort(self.groups, kind="stable")
+        largest = int(np.unique(self.groups, return_counts=True)[1].max()) if len(self) else 0
+        partner = np.empty(len(self), dtype=np.int64)
+        partner[order] = np.roll(order, -largest)
+        return replace(
+            self,
+            responses=[self.responses[row] for row in partner],
+            old_logprobs=[self.old_logprobs[row] for row in partner],
+        )
+
     def judged(self) -> Bool[np.ndarray, " rows"]:
         """Whether every judge passed each row. Raises `InputError` without judges."""
         if self.passed is None:
-            raise InputError("no judge graded these rollouts: set judge: true on a grader whose verdict has to hold")
+            raise InputError(
+                "not every rollout has a judge's verdict: set judge: true on a grader whose verdict has to hold, from "
+                "the iteration on whose trajectories train"
+            )
         return self.passed
 
 
@@ -75,7 +90,7 @@ def join_replayed(fresh: pl.DataFrame, replayed: Sequence[pl.DataFrame], max_age
         )
         for back, frame in enumerate(replayed, start=1)
     ]
-    joined = pl.concat([fresh, *older]).unique("rollout_id", keep="first", maintain_order=True)
+    joined = pl.concat([fresh, *older], how="diagonal").unique("rollout_id", keep="first", maintain_order=True)
     return joined if max_age is None else joined.filter(pl.col("age") <= max_age)
 
 

@@ -35,12 +35,8 @@ def update(
         preferences=preferences.read("preferences") if preferences else None,
         reference=_folders(reference) if reference else None,
     )
-    if config.processes > 1:
-        updated = update_in_processes(lessons, _folders(policy), config, seed=seed, scratch=context.scratch)
-    else:
-        updated = update_policy(
-            lessons, _folders(policy), config, seed=seed, scratch=context.scratch, progress=context.progress
-        )
+    run = update_in_processes if config.processes > 1 else update_policy
+    updated = run(lessons, _folders(policy), config, seed=seed, scratch=context.scratch, progress=context.progress)
     context.log.info("policy updated: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(updated.metrics.items())))
     return Outputs(
         files={path.name: path for path in sorted(updated.folder.iterdir())},

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tasks._training.lora import choose_device
 from tasks._training.memory import peak_memory
 from tasks._training.parallel import join_world
 from tasks.policy_update.config import PolicyUpdateConfig
-from tasks.policy_update.credit import Credit, Measured, PerToken, give_credit
+from tasks.policy_update.credit import Credit, Measured, give_credit
 from tasks.policy_update.losses import LossFunction, kto_loss, pair_loss, policy_gradient_loss
 from tasks.policy_update.measure import microbatch_size, recompute_all
 from tasks.policy_update.microbatches import Microbatch, Pair, plan_pair_steps, plan_row_steps
@@ -102,33 +102,54 @@ def update_policy(
 def plan_update(
     policy: TrainedPolicy,
     rows: TrainingRows,
-    reference: PerToken | None,
+    reference: Measured,
     config: PolicyUpdateConfig,
     place: Place,
     *,
     seed: int,
 ) -> Plan:
-    """What each optimizer step computes. `reference` is None where the policy before the update is the reference."""
-    trainer: PerToken | None = None
-    values: PerToken | None = None
-    if len(rows) and (config.needs_trainer_logprobs or policy.head or (config.needs_reference and reference is None)):
-        trainer, found = recompute_all(policy.model, rows, config, head=policy.head, world=place.world)
-        values = found if policy.head else None
-    if config.needs_reference and reference is None:
-        reference = trainer or []
+    """What each optimizer step computes. `reference` is empty where the policy before the update is the reference."""
+    pairs = choose_pairs(rows, config) if config.on_pairs else []
+    measured = _measure(policy, rows, _used(pairs, rows, config), reference, config, place)
     budget = microbatch_tokens(config.tokens_per_microbatch, place.device.type)
     if config.on_pairs:
-        pairs = choose_pairs(rows, config)
         steps = plan_pair_steps(rows, pairs, config, seed=seed, budget=budget)
-        return Plan(steps, pair_loss(policy.model, rows, reference or [], config), 2 * len(pairs), {})
-    credit = give_credit(rows, Measured(trainer, reference, values), config)
+        return Plan(steps, pair_loss(policy.model, rows, measured.reference or [], config), 2 * len(pairs), {})
+    credit = give_credit(rows, measured, config)
     trained = trained_rows(credit, config)
     steps = plan_row_steps(rows, trained, config, seed=seed, budget=budget)
     if config.objective == "kto":
-        loss = kto_loss(policy.model, rows, credit, steps, config)
+        loss = kto_loss(policy.model, rows, measured, steps, config)
     else:
         loss = policy_gradient_loss(policy.model, policy.head, rows, credit, config)
     return Plan(steps, loss, int(trained.sum()), credit.metrics)
+
+
+def _measure(
+    policy: TrainedPolicy,
+    rows: TrainingRows,
+    used: list[int],
+    reference: Measured,
+    config: PolicyUpdateConfig,
+    place: Place,
+) -> Measured:
+    """The reference's measurements and the policy's own, which stand in for the former where there are none."""
+    own = config.needs_reference and reference.reference is None
+    if not (own or config.needs_trainer_logprobs or policy.head):
+        return reference
+    trainer, values = recompute_all(policy.model, rows, used, config, head=policy.head, world=place.world)
+    found = replace(reference, trainer=trainer, values=values if policy.head else None)
+    if not own:
+        return found
+    unrelated = None
+    if config.objective == "kto":
+        unrelated, _ = recompute_all(policy.model, rows.unrelated(), used, config, world=place.world)
+    return replace(found, reference=trainer, unrelated=unrelated)
+
+
+def _used(pairs: list[Pair], rows: TrainingRows, config: PolicyUpdateConfig) -> list[int]:
+    """The rows that are measured: those of the pairs, or all of them."""
+    return sorted({row for pair in pairs for row in pair}) if config.on_pairs else list(range(len(rows)))
 
 
 def choose_pairs(rows: TrainingRows, config: PolicyUpdateConfig) -> list[Pair]:
@@ -141,9 +162,9 @@ def choose_pairs(rows: TrainingRows, config: PolicyUpdateConfig) -> list[Pair]:
 
 
 def trained_rows(credit: Credit, config: PolicyUpdateConfig) -> Bool[np.ndarray, " rows"]:
-    """Which rows have a gradient: an advantage that isn't zero, unless every row has one (KL, a critic, KTO)."""
+    """Which rows have a gradient: an advantage that isn't zero, unless a KL penalty or a critic gives every row one."""
     weighted = np.array([bool(line.any()) for line in credit.weights], dtype=bool)
-    in_loss = config.kl.coefficient > 0 and config.kl.place == "loss"
+    in_loss = config.kl.coefficient > 0 and config.kl.place == "loss" and config.objective != "likelihood"
     if in_loss or config.credit == "gae":
         return weighted
     return weighted & np.array([bool(line.any()) for line in credit.advantages], dtype=bool)
@@ -158,11 +179,17 @@ def _read(lessons: Lessons, folders: PolicyFolders, config: PolicyUpdateConfig) 
     return read_rows(lessons.trajectories)
 
 
-def _reference(lessons: Lessons, rows: TrainingRows, config: PolicyUpdateConfig, place: Place) -> PerToken | None:
-    """The reference policy's log-probabilities, from a model that is gone before the policy is loaded."""
-    if not config.needs_reference or lessons.reference is None or not len(rows):
-        return None
-    return recompute_all(load_frozen(lessons.reference, config, place), rows, config, world=place.world)[0]
+def _reference(lessons: Lessons, rows: TrainingRows, config: PolicyUpdateConfig, place: Place) -> Measured:
+    """What the reference policy says, from a model that is gone before the policy is loaded; empty where it's that."""
+    if not config.needs_reference or lessons.reference is None:
+        return Measured()
+    model = load_frozen(lessons.reference, config, place)
+    used = _used(choose_pairs(rows, config) if config.on_pairs else [], rows, config)
+    reference, _ = recompute_all(model, rows, used, config, world=place.world)
+    if config.objective != "kto":
+        return Measured(reference=reference)
+    unrelated, _ = recompute_all(model, rows.unrelated(), used, config, world=place.world)
+    return Measured(reference=reference, unrelated=unrelated)
 
 
 def _batch_writer(rows: TrainingRows) -> Callable[[Microbatch, Path], None]:

@@ -34,10 +34,10 @@ def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, 
     import polars as pl
 
     from tasks.policy_update.config import LoraConfig, ParityConfig, PolicyUpdateConfig
-    from tasks.policy_update.update import update_policy
+    from tasks.policy_update.policy import PolicyFolders
+    from tasks.policy_update.update import Lessons, update_policy
 
     config = PolicyUpdateConfig(
-        objective="dr_grpo",
         learning_rate=job["learning_rate"],
         optimizer_steps=optimizer_steps,
         max_tokens=job["max_tokens"],
@@ -48,9 +48,8 @@ def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, 
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         updated = update_policy(
-            pl.read_parquet(trajectories),
-            Path(job["base"]),
-            Path(job["adapter"]),
+            Lessons(pl.read_parquet(trajectories)),
+            PolicyFolders(Path(job["base"]), Path(job["adapter"])),
             config,
             seed=0,
             scratch=Path(scratch),

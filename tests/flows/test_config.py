@@ -134,14 +134,29 @@ def test_what_the_file_says_wins_over_the_algorithm():
 def test_dapos_buffer_is_a_fifth_of_the_token_limit():
     config = load_config(QUICKSTART, ["algorithm=dapo", "rollouts.sampling.max_tokens=100"])
     assert config.filtering.overlong.model_dump() == {"max_tokens": 100, "buffer_tokens": 20}
+    config = load_config(QUICKSTART, ["algorithm=dapo", "filtering.overlong.max_tokens=10"])
+    assert config.filtering.overlong.model_dump() == {"max_tokens": 10, "buffer_tokens": 2}
+
+
+def test_gdpo_takes_the_graders_weights():
+    config = load_config(QUICKSTART, ["algorithm=gdpo"])
+    assert config.filtering.component_weights == {"verifier": 0.8, "reward_model": 0.2}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["algorithm=dapoo"], "algorithm: 'dapoo' is unknown, did you mean 'dapo'"),
-        (["algorithm=codpo"], "algorithm codpo needs a judge; set judge: true"),
+        (["algorithm=codpo"], "algorithm codpo needs a judge from the first iteration on; set judge"),
         (["filtering.component_weights={style: 1}"], r"no grader is called \['style'\]"),
+        (["algorithm=crpg", "grading.graders=[{grader: reward_model, judge: true}]"], "give the judge a pass_score"),
+        (
+            ["algorithm=codpo", "grading.graders=[{judge: true, from_iteration: 2}, {grader: haiku}]"],
+            "needs a judge from",
+        ),
+        (["algorithm=grpo", "policy_update.kl={coefficient: 0.1, place: reward}"], "enters leave_one_out advantages"),
+        (["algorithm=iterated_dpo", "policy_update.correction.kind=mask"], "objective dpo has no correction.kind"),
+        (["algorithm=dapo", "filtering.overlong={max_tokens: 8, buffer_tokens: 9}"], "expected at most max_tokens"),
     ],
 )
 def test_an_algorithm_that_cannot_run_is_refused(settings, message):
@@ -163,7 +178,7 @@ def test_an_algorithm_that_cannot_run_is_refused(settings, message):
 )
 def test_a_kl_without_the_reverse_gradient_is_warned_of(estimator, place, warned):
     settings = [f"policy_update.kl={{coefficient: 0.1, estimator: {estimator}, place: {place}}}"]
-    found = load_config(QUICKSTART, settings).warnings()
+    found = load_config(QUICKSTART, [*settings, "filtering.advantage=leave_one_out"]).warnings()
     assert bool(found) == warned
     assert load_config(QUICKSTART).warnings() == []
     assert {place: frozenset(right) for place, right in RIGHT_GRADIENT.items()} == {

@@ -137,13 +137,22 @@ def test_a_hundred_and_sixty_thousand_rollouts_take_seconds():
 
 def test_the_overlong_punishment_comes_before_the_advantage():
     """DAPO, equation 13: of two equal answers the one in the buffer is worse, the one at the limit by a whole point."""
-    rollouts, rewards = frames([(0, 1.0, "stop"), (0, 1.0, "stop"), (0, 1.0, "length")])
-    lengths = rollouts.with_columns(token_ids=pl.Series([[1] * 8, [1] * 14, [1] * 16], dtype=pl.List(pl.Int32)))
+    rollouts, rewards = frames([(0, 1.0, "stop"), (0, 1.0, "stop"), (0, 1.0, "length"), (0, 0.0, "stop")])
+    tokens = pl.Series([[1] * 8, [1] * 14, [1] * 16, [1] * 8], dtype=pl.List(pl.Int32))
+    lengths = rollouts.with_columns(token_ids=tokens)
     config = FilteringConfig(overlong=OverlongConfig(max_tokens=16, buffer_tokens=4))
     decided = decide(lengths, rewards, config)
-    assert decided["reward"].to_list() == [1.0, 0.5, 0.0]
-    assert decided["advantage"].to_list() == [0.5, 0.0, -0.5]
+    assert decided["reward"].to_list() == [1.0, 0.5, 0.0, 0.0]
+    assert decided["advantage"].to_list() == [0.625, 0.125, -0.375, -0.375]
     assert decided["kept"].all()
+
+
+def test_an_even_group_is_discarded_though_its_answers_differ_in_length():
+    """DAPO's condition is on what was graded, 0 < correct < n: length alone teaches nothing."""
+    rollouts, rewards = frames([(0, 0.0, "stop"), (0, 0.0, "length")])
+    lengths = rollouts.with_columns(token_ids=pl.Series([[1] * 8, [1] * 16], dtype=pl.List(pl.Int32)))
+    decided = decide(lengths, rewards, FilteringConfig(overlong=OverlongConfig(max_tokens=16, buffer_tokens=4)))
+    assert decided["rule"].to_list() == ["no_variance"] * 2
 
 
 def test_components_are_normalised_before_they_are_added():
