@@ -46,6 +46,7 @@ def test_the_held_out_score_rises_by_more_than_two_standard_errors(tmp_path):
 def test_bench_meets_its_limits(tmp_path):
     env = {**os.environ, "POSTTRAIN_HOME": str(tmp_path / "home")}
     done = subprocess.run(["make", "bench"], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    print(done.stdout)
     lines = [line for line in done.stdout.splitlines() if " ratio " in line]
     assert len(lines) >= 4, done.stdout + done.stderr[-3000:]
     missed = [line for line in lines if line.endswith("MISSED") and SHARE_OF_PEAK not in line]
