@@ -1,15 +1,12 @@
 """The layers of a transformer, as units of what is computed again and of what is sharded."""
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from storage.errors import InputError
-from tasks._training.attention import packed_rows
 
 
 def transformer_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
@@ -23,19 +20,11 @@ def transformer_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     return layers
 
 
-def checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: nn.Module) -> None:
     """Has every layer keep its input only and compute the rest again in the backward pass.
 
     Not by transformers' own switch, which works in training mode only: there dropout would be on too. Nothing
-    random is left in a layer, so no random state is kept for the second time. What is computed again attends to
-    packed rows, as `hidden_states` had it the first time.
+    random is left in a layer, so no random state is kept for the second time.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-
-    def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), packed_rows(decoder)
-
     for layer in transformer_layers(model):
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, context_fn=again
-        )
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from storage.errors import InputError
-from tasks._training.attention import packed_rows
 from tasks._training.packing import PackedBatch
 
 TOKENS_AT_ONCE = 128
@@ -41,10 +40,12 @@ def hidden_states(decoder: Any, batch: PackedBatch) -> Float[Tensor, "tokens hid
     precision = decoder.config.dtype
     masters = next(decoder.parameters()).dtype != precision
     # No cache of cast weights: each is used once a forward, and the copies would outlive what FSDP frees.
-    device = batch.input_ids.device.type
-    with packed_rows(decoder), torch.autocast(device, precision, enabled=masters, cache_enabled=False):
+    with torch.autocast(batch.input_ids.device.type, precision, enabled=masters, cache_enabled=False):
         output = decoder(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
         )
     return output.last_hidden_state.flatten(0, 1)
 
