@@ -17,7 +17,7 @@ def fine_tune(base: Artifact, config: SftConfig, *, seed: int, context: StageCon
     context.log.info("sft: %s", ", ".join(f"{name} {value:.4g}" for name, value in sorted(tuned.metrics.items())))
     return Outputs(
         files={path.name: path for path in sorted(tuned.adapter_folder.iterdir())},
-        facts={"base": base_of(base).id},
+        facts={"base": base_of(base).id, "weights": "lora"},
         steps=tuned.steps,
         rejected=tuned.rejected,
         metrics=tuned.metrics,

@@ -50,7 +50,7 @@ def test_the_first_policy_is_what_demonstrations_made_and_the_loop_goes_on_train
     assert before.inputs["rollouts"] != after.inputs["rollouts"]
     update = made[committed["00001.json"]["steps"]["policy_update"]]
     assert update.inputs["policy"] == first["policy"]
-    assert update.facts == tuned.facts == {"base": tuned.inputs["base"]}
+    assert update.facts == tuned.facts == {"base": tuned.inputs["base"], "weights": "lora"}
     assert update.metrics["parity_mean_difference"] < 0.1
 
 

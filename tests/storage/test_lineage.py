@@ -86,7 +86,8 @@ def graded(ids: list[str]) -> Outputs:
         ]
     )
     components = [{"name": "haiku", "value": 0.25}]
-    rewards = [{"rollout_id": name, "reward": 0.25, "components": components, "complete": True} for name in ids]
+    graded = {"reward": 0.25, "components": components, "complete": True, "passed": None}
+    rewards = [{"rollout_id": name, **graded} for name in ids]
     return Outputs(grades=grades, rewards=pl.DataFrame(rewards))
 
 
@@ -95,7 +96,7 @@ def filtered(ids: list[str]) -> Outputs:
     ledger = pl.DataFrame([{**row, "rule": "kept" if row["kept"] else "no_variance"} for row in ledger])
     trajectory = {"rollout_id": ids[0], "group_id": "prompt-a", "prompt_id": "prompt-a", "policy_id": POLICY}
     trajectory |= {"prompt_token_ids": [1], "token_ids": [1], "logprobs": [-0.1], "temperature": 1.0}
-    trajectory |= {"reward": 0.25, "advantage": 0.5, "weight": 1.0, "age": 0}
+    trajectory |= {"reward": 0.25, "advantage": 0.5, "weight": 1.0, "age": 0, "passed": None}
     return Outputs(ledger=ledger, trajectories=pl.DataFrame([trajectory]))
 
 

@@ -23,7 +23,7 @@ from tasks._training.batching import group_rows
 from tasks._training.logprobs import token_logprobs
 from tasks._training.lora import load_causal_model
 from tasks._training.packing import pack
-from tasks.policy_update.config import ParityConfig
+from tasks.policy_update.parity import MAX_MEAN_DIFFERENCE
 from tasks.rollouts.config import RolloutsConfig
 from tasks.rollouts.stage import served_model
 
@@ -87,7 +87,7 @@ def mean_difference(engine: Engine, policy: PolicyFiles) -> float:
 
 
 def test_full_weights_are_served_swapped_and_agree_with_the_trainer(engine: Engine, policies: list[PolicyFiles]):
-    limit = ParityConfig().max_mean_difference
+    limit = MAX_MEAN_DIFFERENCE["bfloat16"]
     child = engine._child.pid if isinstance(engine, VllmEngine) else None
     for policy in (policies[0], policies[1], policies[2], policies[0]):
         engine.load(served_model(policy, CONFIG))
