@@ -193,8 +193,10 @@ def test_two_processes_train_the_same_policy(tiny_model, tmp_path, changes):
         if (alone.folder / name).is_file():
             found, expected = load_file(shared.folder / name), load_file(alone.folder / name)
             for key, tensor in expected.items():
-                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-5)
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4)
     assert shared.steps["metric"].to_list() == alone.steps["metric"].to_list()
+    norms = [made.steps.filter(pl.col("metric") == "grad_norm")["value"].to_numpy() for made in (shared, alone)]
+    np.testing.assert_allclose(*norms, rtol=1e-3)
     assert told[-1][1:] == (2 * config.epochs, "optimizer steps")
 
 
