@@ -30,6 +30,7 @@ from tasks.select.config import EvalSelectConfig, SelectConfig
 from tasks.sft.config import SftConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
+OBJECTIVES = get_args(PolicyUpdateConfig.model_fields["objective"].annotation)
 RIGHT_GRADIENT = {"loss": ("k2", "k3_corrected"), "reward": ("k1",)}
 WRONG_GRADIENT = {
     ("loss", "k1"): "its expectation is 0: no penalty at all",
@@ -105,6 +106,10 @@ class RunConfig(StrictConfig):
             near = difflib.get_close_matches(str(name), ALGORITHMS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ALGORITHMS)}"
             raise ValueError(f"algorithm: {name!r} is unknown, {hint}")
+        update = document.get("policy_update")
+        objective = update.get("objective") if isinstance(update, dict) else None
+        if objective in ALGORITHMS and objective not in OBJECTIVES:
+            raise ValueError(f"policy_update.objective: {objective!r} is an algorithm; write algorithm: {objective}")
         return _with_derived(apply_algorithm(document, name))
 
     @model_validator(mode="after")

@@ -147,6 +147,7 @@ def test_gdpo_takes_the_graders_weights():
     ("settings", "message"),
     [
         (["algorithm=dapoo"], "algorithm: 'dapoo' is unknown, did you mean 'dapo'"),
+        (["policy_update.objective=grpo"], "'grpo' is an algorithm; write algorithm: grpo"),
         (["algorithm=codpo"], "algorithm codpo needs a judge from the first iteration on; set judge"),
         (["filtering.component_weights={style: 1}"], r"no grader is called \['style'\]"),
         (["algorithm=crpg", "grading.graders=[{grader: reward_model, judge: true}]"], "give the judge a pass_score"),
