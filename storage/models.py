@@ -107,16 +107,20 @@ def weights_digest(folder: Path) -> str:
     return _digest([[path.name, _content(path)] for path in files])
 
 
-def merged_folder(policy: PolicyFiles) -> Path:
-    """A folder of full weights that any engine serves: the policy's own, or base and adapter merged once, in bf16.
+def merged_folder(policy: PolicyFiles, dtype: str) -> Path:
+    """A folder of full weights that any engine serves: the policy's own, or base and adapter merged once, in `dtype`.
 
-    W + scale B A (Hu et al. 2021, equation 3) is computed in float32 and then cast: added in bf16, most of a small
+    W + scale B A (Hu et al. 2021, equation 3) is computed in float32 and then cast: added in bfloat16, most of a small
     update would be rounded away. Named by the content of both, so that a policy whose adapter was made again gets
     another. Keeps the newest four. Raises InputError for an adapter that isn't plain LoRA.
     """
     if policy.adapter is None:
         return policy.weights
-    content = [weights_digest(policy.weights), [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES]]
+    content = [
+        weights_digest(policy.weights),
+        [_file_digest(_part(policy.adapter, name)) for name in ADAPTER_FILES],
+        dtype,
+    ]
     folder = home() / "models" / "merged" / _digest(content)
     with alone("merged-models"):
         if folder.is_dir():
@@ -124,7 +128,7 @@ def merged_folder(policy: PolicyFiles) -> Path:
             return folder
         updates = _lora_updates(policy.adapter)
         with _whole(folder) as scratch:
-            _merge(policy.weights, updates, scratch)
+            _merge(policy.weights, updates, scratch, dtype)
             if updates:
                 raise InputError(
                     f"{policy.adapter}: the adapter changes {sorted(updates)[0]} and {len(updates) - 1} more weights "
@@ -198,8 +202,8 @@ def _lora_updates(adapter: Path) -> dict[str, _LowRank]:
     return updates
 
 
-def _merge(base: Path, updates: dict[str, _LowRank], folder: Path) -> None:
-    """Write the base's files with each update added; an update that was used is taken out of `updates`."""
+def _merge(base: Path, updates: dict[str, _LowRank], folder: Path, dtype: str) -> None:
+    """Write the base's files with each update added, in `dtype`; an update that was used is taken out of `updates`."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -212,14 +216,14 @@ def _merge(base: Path, updates: dict[str, _LowRank], folder: Path) -> None:
                 if name in updates:
                     update = updates.pop(name)
                     weight = weight.float() + update.scale * (update.up.float() @ update.down.float())
-                merged[name] = weight.to(torch.bfloat16) if weight.is_floating_point() else weight
+                merged[name] = weight.to(getattr(torch, dtype)) if weight.is_floating_point() else weight
         save_file(merged, folder / shard.name, metadata={"format": "pt"})
     for path in base.iterdir():
         if path.suffix in NOT_WEIGHTS:
             shutil.copyfile(path, folder / path.name)
     config = json.loads((base / "config.json").read_text())
     config.pop("torch_dtype", None)
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}, indent=2))
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))
 
 
 @contextmanager

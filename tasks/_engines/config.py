@@ -18,7 +18,10 @@ class EngineConfig(StrictConfig):
         "`package.module:Class` of an engine of your own.",
     )
     max_model_len: int = Field(2048, ge=8, description="Longest prompt plus completion, in tokens.")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Precision of the weights served.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="Precision of the weights served. auto: bfloat16 where the device multiplies in it, else float32.",
+    )
     adapter: Literal["auto", "merged", "lora"] = Field(
         "auto",
         description="How a LoRA policy is served: merged into the base's weights, or as an adapter beside them. auto: "

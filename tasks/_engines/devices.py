@@ -1,6 +1,5 @@
 """What this machine has for engines, and the environment that gives one engine its part of it."""
 
-import functools
 import importlib.util
 import os
 import sys
@@ -8,15 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storage.errors import InputError
+from tasks._devices import has_gpu
 from tasks._engines.config import EngineConfig
-
-
-@functools.cache
-def has_gpu() -> bool:
-    """Whether CUDA finds a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def cores_of(slot: int, slots: int) -> list[int]:

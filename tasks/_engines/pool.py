@@ -12,8 +12,8 @@ from typing import Literal
 
 from storage.errors import TransientError
 from storage.plugins import import_named
+from tasks._devices import Dtype, choose_dtype, has_gpu
 from tasks._engines.config import EngineConfig
-from tasks._engines.devices import has_gpu
 from tasks._engines.protocol import Engine, ServedModel
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +64,11 @@ def adapter_mode(config: EngineConfig) -> Literal["merged", "lora"]:
     if config.adapter != "auto":
         return config.adapter
     return "lora" if choose(config) == "vllm" and has_gpu() else "merged"
+
+
+def served_dtype(config: EngineConfig) -> Dtype:
+    """The precision that the engine serves in on this machine."""
+    return choose_dtype(config.dtype, "cuda" if has_gpu() else "cpu")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from storage.errors import TransientError
+from tasks._devices import choose_device, choose_dtype
 from tasks._engines.chat import decode, load_tokenizer, stop_token_ids
 from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import Completion, FinishReason, Progress, SamplingParams, ServedModel
@@ -31,8 +32,8 @@ class TransformersEngine:
         self._lock = threading.RLock()
         self._closed = False
         self._served: ServedModel | None = None
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._dtype = _fast_dtype(getattr(torch, config.dtype), self._device)
+        self._device = choose_device("auto")
+        self._dtype = getattr(torch, choose_dtype(config.dtype, self._device.type))
         self._serve(served)
 
     @property
@@ -192,12 +193,3 @@ def _left_padded(
         tokens[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, width - len(prompt) :] = 1
     return tokens, mask
-
-
-def _fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Half precision where the processor computes in it, else float32, which is then faster and nearer the truth."""
-    able = torch.cpu.get_capabilities()
-    if dtype == torch.float32 or device.type == "cuda" or any(able.get(part) for part in ("avx512_bf16", "bf16")):
-        return dtype
-    LOG.info("This processor doesn't compute in %s: the transformers engine serves in float32", dtype)
-    return torch.float32

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import InputError
+from tasks._devices import choose_dtype, has_gpu
 from tasks._engines.chat import decode, load_tokenizer, stop_token_ids
 from tasks._engines.child_process import Child
 from tasks._engines.config import EngineConfig
-from tasks._engines.devices import child_environment, has_gpu
+from tasks._engines.devices import child_environment
 from tasks._engines.protocol import Completion, Progress, SamplingParams, ServedModel
 from tasks._engines.vllm_child import Job
 
@@ -57,7 +58,7 @@ class VllmEngine:
         options: dict[str, Any] = {
             "model": str(served.model),
             "adapter": str(served.adapter) if served.adapter else None,
-            "dtype": self._config.dtype,
+            "dtype": choose_dtype(self._config.dtype, "cuda" if has_gpu() else "cpu"),
             "max_model_len": self._config.max_model_len,
             "tensor_parallel_size": self._config.tensor_parallel,
             "gpu_memory_utilization": self._config.gpu_memory_utilization,

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storage.errors import InputError
+from tasks._devices import choose_device
 from tasks._training.batching import TokenIds, group_rows, microbatch_tokens, plan_microbatches
 from tasks._training.logprobs import hidden_states
 from tasks._training.lora import (
     LoraSpec,
     attach_lora,
-    choose_device,
     load_headless_model,
     load_lora,
     save_lora,

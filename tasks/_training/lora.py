@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils import logging
 
 from storage.errors import InputError
+from tasks._devices import choose_dtype
 from tasks._training.layers import checkpoint_layers
 from tasks._training.lora_linear import fuse_lora
 from tasks._training.parallel import writes_files
@@ -31,15 +32,6 @@ class LoraSpec:
     rank: int
     alpha: int
     targets: str | tuple[str, ...] = "all-linear"
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `auto` means here, or the one that is named. Raises `InputError` when it isn't there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name!r}: no CUDA device here; expected auto or cpu")
-    return torch.device(name)
 
 
 def load_causal_model(
@@ -126,12 +118,13 @@ def _load(
         if not 1 <= layers <= config.num_hidden_layers:
             raise InputError(f"layers: {layers}; the model in {folder} has 1 to {config.num_hidden_layers}")
         config.num_hidden_layers = layers
+    computed = DTYPES[choose_dtype(dtype, device.type)]
     with _only_errors():
-        held = torch.float32 if trainable else DTYPES[dtype]
+        held = torch.float32 if trainable else computed
         model = factory.from_pretrained(folder, config=config, dtype=held, attn_implementation="sdpa")
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.config.dtype = DTYPES[dtype]  # what it computes in and is saved as; the weights say what is held
+            part.config.dtype = computed  # what it computes in and is saved as; the weights say what is held
     model.requires_grad_(trainable)
     return model.to(device).eval()
 

@@ -43,7 +43,9 @@ class ParityConfig(StrictConfig):
 
     enabled: bool = True
     rows: int = Field(16, ge=1, description="fresh rollouts that are recomputed")
-    engine_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of the rollouts' engine")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of the rollouts' engine"
+    )
     max_mean_difference: float | None = Field(
         None, gt=0, description="nats per token; none: 0.1, 0.05 with float16, 0.02 where both compute in float32"
     )
@@ -132,7 +134,9 @@ class PolicyUpdateConfig(StrictConfig):
     max_grad_norm: float = Field(1.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the forward pass; trained in float32")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of the forward pass; trained in float32. auto: bfloat16 where the device has it"
+    )
     parity: ParityConfig = Field(default_factory=ParityConfig)
     device: str = unhashed("auto", "auto, cpu or cuda")
     processes: int = unhashed(1, "torchrun processes; above 1 with FSDP2", ge=1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
+from tasks._devices import choose_dtype
 from tasks._training.parallel import ALONE, World
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.policy_update.measure import recompute
@@ -26,7 +27,9 @@ def check_parity(
     fresh = np.flatnonzero(rows.ages == 0)
     if not config.parity.enabled or not len(fresh):
         return {}
-    coarser = max(config.dtype, config.parity.engine_dtype, key=MAX_MEAN_DIFFERENCE.__getitem__)
+    device = next(model.parameters()).device.type
+    both = (choose_dtype(name, device) for name in (config.dtype, config.parity.engine_dtype))
+    coarser = max(both, key=MAX_MEAN_DIFFERENCE.__getitem__)
     limit = config.parity.max_mean_difference or MAX_MEAN_DIFFERENCE[coarser]
     random = np.random.default_rng(derive_seed(seed, "parity"))
     chosen = np.sort(random.choice(fresh, size=min(config.parity.rows, len(fresh)), replace=False)).tolist()

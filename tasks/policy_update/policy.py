@@ -10,6 +10,7 @@ from torch import nn
 
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
+from tasks._devices import choose_dtype
 from tasks._training.full import save_full
 from tasks._training.logprobs import check_plain_head
 from tasks._training.lora import LoraSpec, attach_lora, load_causal_model, load_lora, save_lora, trainable_parameters
@@ -102,7 +103,7 @@ def _load_full(folders: PolicyFolders, config: PolicyUpdateConfig, place: Place,
     adapted = folders.trained if folders.parameters == ADAPTER else None
     model = load_causal_model(
         (None if adapted else folders.trained) or folders.base,
-        config.dtype,
+        choose_dtype(config.dtype, place.device.type),
         first,
         trainable=True,
         gradient_checkpointing=config.gradient_checkpointing,

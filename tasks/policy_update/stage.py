@@ -2,6 +2,7 @@
 
 from storage.artifacts import Artifact, Outputs
 from storage.policies import base_of, resolve_policy
+from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.policy_update.policy import ADAPTER, FULL, PolicyFolders
@@ -10,7 +11,7 @@ from tasks.policy_update.rows import check_served, join_replayed
 from tasks.policy_update.update import Lessons, update_policy
 
 
-@stage("policy_update", version=2)
+@stage("policy_update", version=2, extra=dtype_in_use)
 def update(
     trajectories: Artifact,
     replayed: list[Artifact],

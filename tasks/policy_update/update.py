@@ -11,11 +11,11 @@ import polars as pl
 from jaxtyping import Bool
 
 from storage.errors import InputError
+from tasks._devices import choose_device
 from tasks._engines.chat import load_tokenizer
 from tasks._maths.advantages import best_against_worst, codpo_pairs
 from tasks._training.batching import microbatch_tokens
 from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work, steps_frame, train
-from tasks._training.lora import choose_device
 from tasks._training.memory import peak_memory
 from tasks._training.parallel import join_world
 from tasks.policy_update.config import PolicyUpdateConfig

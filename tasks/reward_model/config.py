@@ -29,7 +29,9 @@ class RewardModelConfig(StrictConfig):
     max_pairs: int = Field(20_000, ge=2, description="more pairs to train on are sampled down, by seed")
     max_heldout_pairs: int = Field(1_000, ge=1, description="more held-out pairs are sampled down, by seed")
     max_tokens: int = Field(2048, ge=8, description="a pair whose prompt and answers are longer is left out")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen base; LoRA is float32")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of the frozen base; LoRA is float32. auto: bfloat16 where the device has it"
+    )
     device: str = unhashed("auto", "auto, cpu or cuda")
     tokens_per_microbatch: int | None = unhashed(
         None, "packed tokens computed at once, which bounds memory; none: 1,024 on a CPU, 16,384 on a GPU", ge=8

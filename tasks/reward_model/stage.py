@@ -2,12 +2,13 @@
 
 from storage.artifacts import Artifact, Outputs
 from storage.policies import resolve_policy
+from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.train import train_reward_model
 
 
-@stage("reward_model", version=1)
+@stage("reward_model", version=1, extra=dtype_in_use)
 def train(
     preferences: Artifact, base: Artifact, config: RewardModelConfig, *, seed: int, context: StageContext
 ) -> Outputs:

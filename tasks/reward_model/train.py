@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
+from tasks._devices import choose_device
 from tasks._engines.chat import load_tokenizer
 from tasks._maths.intervals import bootstrap_mean
 from tasks._maths.metrics import Mean, Metric, Total
@@ -26,7 +27,7 @@ from tasks._training.heads import (
     score_rows,
 )
 from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work, steps_frame, train
-from tasks._training.lora import LoraSpec, choose_device, trainable_parameters
+from tasks._training.lora import LoraSpec, trainable_parameters
 from tasks._training.packing import pack
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.pairs import Pair, PairBatch, group_pairs, plan_steps, tokenize_pairs

@@ -32,7 +32,7 @@ def summarise(joined: Artifact) -> Outputs:
 
 def engine_in_use(config: RolloutsConfig) -> list[str]:
     """What `auto` comes to on this machine: it decides the samples, so the fingerprint covers it."""
-    return [pool.choose(config.engine), pool.adapter_mode(config.engine)]
+    return [pool.choose(config.engine), pool.adapter_mode(config.engine), pool.served_dtype(config.engine)]
 
 
 @stage("rollouts", version=1, shards=plan_shards, combine=summarise, extra=engine_in_use)
@@ -77,7 +77,7 @@ def served_model(files: PolicyFiles, config: RolloutsConfig) -> ServedModel:
     """The policy as the engine takes it: full weights, its own or merged, or base and adapter side by side."""
     merged = files.adapter is None or pool.adapter_mode(config.engine) == "merged"
     return ServedModel(
-        model=merged_folder(files) if merged else files.weights,
+        model=merged_folder(files, pool.served_dtype(config.engine)) if merged else files.weights,
         adapter=None if merged else files.adapter,
         policy_id=files.policy_id,
         tokenizer=files.base,

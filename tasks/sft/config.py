@@ -62,7 +62,9 @@ class SftConfig(StrictConfig):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     lora: SftLoraConfig = Field(default_factory=SftLoraConfig)
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the frozen base; LoRA is float32")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of the frozen base; LoRA is float32. auto: bfloat16 where the device has it"
+    )
     device: str = unhashed("auto", "auto, cpu or cuda")
     tokens_per_microbatch: int | None = unhashed(
         None, "tokens computed at once, which bounds memory; none: 1,024 on a CPU, 16,384 on a GPU", ge=8

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from storage.fingerprints import derive_seed
+from tasks._devices import choose_device
 from tasks._engines.chat import load_tokenizer, stop_token_ids
 from tasks._maths.metrics import Metric, Total, masked_mean
 from tasks._maths.objectives import LossOutputs
@@ -24,7 +25,6 @@ from tasks._training.loop import OptimizerSpec, StepMetrics, Surroundings, Work,
 from tasks._training.lora import (
     LoraSpec,
     attach_lora,
-    choose_device,
     load_causal_model,
     save_lora,
     trainable_parameters,

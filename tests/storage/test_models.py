@@ -45,9 +45,13 @@ def save_adapter(base: Path, folder: Path, **options) -> Path:
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_merge_is_peft_s_merge_in_float32_then_cast(tiny_model: Path, tmp_path: Path, use_rslora: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_merge_is_peft_s_merge_in_float32_then_cast(
+    tiny_model: Path, tmp_path: Path, use_rslora: bool, dtype: torch.dtype
+) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter", use_rslora=use_rslora)
-    merged = load_file(merged_folder(PolicyFiles(tiny_model, adapter, "update/1")) / "model.safetensors")
+    folder = merged_folder(PolicyFiles(tiny_model, adapter, "update/1"), str(dtype).removeprefix("torch."))
+    merged = load_file(folder / "model.safetensors")
 
     from peft import PeftModel
 
@@ -55,26 +59,27 @@ def test_merge_is_peft_s_merge_in_float32_then_cast(tiny_model: Path, tmp_path: 
     expected = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
     original = load_file(tiny_model / "model.safetensors")
     for name, weight in merged.items():
-        assert weight.dtype == torch.bfloat16
-        torch.testing.assert_close(weight, expected[name].to(torch.bfloat16), rtol=0, atol=0)
+        assert weight.dtype == dtype
+        torch.testing.assert_close(weight, expected[name].to(dtype), rtol=0, atol=0)
     query = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(merged[query], original[query])
+    assert not torch.equal(merged[query], original[query].to(dtype))
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
 
 
 def test_merged_folder_serves_by_itself_and_is_made_once(tiny_model: Path, adapter: Path) -> None:
     policy = PolicyFiles(tiny_model, adapter, "update/2")
-    folder = merged_folder(policy)
+    folder = merged_folder(policy, "bfloat16")
     AutoModelForCausalLM.from_pretrained(folder)
     assert (folder / "chat_template.jinja").read_text() == (tiny_model / "chat_template.jinja").read_text()
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert merged_folder(policy) == folder
-    assert merged_folder(policy._replace(policy_id="update/3")) == folder
+    assert merged_folder(policy, "bfloat16") == folder
+    assert merged_folder(policy._replace(policy_id="update/3"), "bfloat16") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     assert not list(folder.parent.glob(".*")), "scratch is left over"
 
 
 def test_a_policy_without_adapter_is_its_base(tiny_model: Path) -> None:
-    assert merged_folder(PolicyFiles(tiny_model, None, "x")) == tiny_model
+    assert merged_folder(PolicyFiles(tiny_model, None, "x"), "bfloat16") == tiny_model
 
 
 def scale(adapter: Path, alpha: int) -> None:
@@ -85,9 +90,9 @@ def scale(adapter: Path, alpha: int) -> None:
 
 def test_an_adapter_made_again_under_the_same_id_is_merged_again(tiny_model: Path, adapter: Path) -> None:
     policy = PolicyFiles(tiny_model, adapter, "update/1")
-    before = merged_folder(policy)
+    before = merged_folder(policy, "bfloat16")
     scale(adapter, 800)
-    after = merged_folder(policy)
+    after = merged_folder(policy, "bfloat16")
     query = "model.layers.0.self_attn.q_proj.weight"
     first, second = (load_file(folder / "model.safetensors")[query] for folder in (before, after))
     assert not torch.equal(first, second)
@@ -105,7 +110,7 @@ def test_many_at_once_merge_once(tiny_model: Path, adapter: Path, monkeypatch: p
 
     monkeypatch.setattr(models, "_merge", counted)
     with ThreadPoolExecutor(4) as threads:
-        folders = set(threads.map(merged_folder, [policy] * 4))
+        folders = set(threads.map(merged_folder, [policy] * 4, ["bfloat16"] * 4))
     assert len(folders) == len(merges) == 1
 
 
@@ -124,7 +129,7 @@ def test_only_the_newest_merges_are_kept(tiny_model: Path, adapter: Path) -> Non
     folders = []
     for alpha in range(1, models.MERGED_KEPT + 3):
         scale(adapter, alpha)
-        folders.append(merged_folder(PolicyFiles(tiny_model, adapter, "update/1")))
+        folders.append(merged_folder(PolicyFiles(tiny_model, adapter, "update/1"), "bfloat16"))
     assert [folder.exists() for folder in folders] == [False, False, True, True, True, True]
 
 
@@ -137,7 +142,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(
     described = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(described | {option: value}))
     with pytest.raises(InputError, match=str(adapter)):
-        merged_folder(PolicyFiles(tiny_model, adapter, "odd"))
+        merged_folder(PolicyFiles(tiny_model, adapter, "odd"), "bfloat16")
 
 
 def test_an_adapter_of_another_base_leaves_no_folder(tiny_model: Path, adapter: Path, own_home: Path) -> None:
@@ -145,7 +150,7 @@ def test_an_adapter_of_another_base_leaves_no_folder(tiny_model: Path, adapter: 
     renamed = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in tensors.items()}
     save_file(renamed, adapter / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"layers\.7.*another base"):
-        merged_folder(PolicyFiles(tiny_model, adapter, "odd"))
+        merged_folder(PolicyFiles(tiny_model, adapter, "odd"), "bfloat16")
     assert list((own_home / "models" / "merged").iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from tasks._engines.transformers_engine import TransformersEngine, processed_log
 from tasks._engines.vllm_engine import VllmEngine
 
 QUESTIONS = ("What is 12 plus 30?", "Write a haiku about the sea.", "one two three")
-CONFIG = EngineConfig(max_model_len=128, dtype="bfloat16", kv_cache_gib=1)
+CONFIG = EngineConfig(max_model_len=128, kv_cache_gib=1)
 SAMPLING = SamplingParams(max_tokens=24)
 # bf16 keeps 8 bits: two engines that add in another order differ by a few hundredths of a nat.
 MEAN_NATS, MAX_NATS = 0.03, 0.25

@@ -14,6 +14,7 @@ from storage.artifacts import Artifact, Outputs
 from storage.commits import Attempt, Recipe, commit_outputs
 from storage.models import PolicyFiles
 from storage.policies import register_base, resolve_policy
+from tasks._devices import choose_dtype
 from tasks._engines.chat import load_tokenizer, render
 from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import Engine, SamplingParams
@@ -79,7 +80,7 @@ def mean_difference(engine: Engine, policy: PolicyFiles) -> float:
     prompts = [np.array(prompt, dtype=np.int32)] * len(drawn)
     responses = [np.array(one.token_ids, dtype=np.int32) for one in drawn]
     batch = pack(group_rows(prompts, responses, max_tokens=4096), pad_token_id=0, device=CPU)
-    model = load_causal_model(policy.weights, "bfloat16", CPU)
+    model = load_causal_model(policy.weights, "auto", CPU)
     with torch.no_grad():
         ours = token_logprobs(model, batch, torch.ones(len(drawn))).logprobs
     theirs = torch.tensor(np.concatenate([drawn[row].logprobs for row in batch.rows]), dtype=torch.float32)
@@ -87,7 +88,7 @@ def mean_difference(engine: Engine, policy: PolicyFiles) -> float:
 
 
 def test_full_weights_are_served_swapped_and_agree_with_the_trainer(engine: Engine, policies: list[PolicyFiles]):
-    limit = MAX_MEAN_DIFFERENCE["bfloat16"]
+    limit = MAX_MEAN_DIFFERENCE[choose_dtype("auto", "cpu")]
     child = engine._child.pid if isinstance(engine, VllmEngine) else None
     for policy in (policies[0], policies[1], policies[2], policies[0]):
         engine.load(served_model(policy, CONFIG))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from storage.errors import InputError, StageFailed
+from tasks._devices import choose_device
 from tasks._maths.objectives import LossOutputs
 from tasks._training.batching import group_rows, plan_microbatches
 from tasks._training.heads import (
@@ -26,7 +27,6 @@ from tasks._training.loop import OptimizerSpec, Surroundings, Work, train
 from tasks._training.lora import (
     LoraSpec,
     attach_lora,
-    choose_device,
     load_causal_model,
     load_lora,
     save_lora,
