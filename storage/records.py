@@ -68,6 +68,8 @@ class BatchEntry(dy.Schema):
     messages = dy.List(dy.Struct({"role": dy.String(), "content": dy.String()}), min_length=1)
     answer = dy.String(nullable=True)
     verifier = dy.Struct({"name": dy.String(), "params": dy.String()})
+    domain = dy.String()
+    rubric = dy.String(nullable=True, description="criteria for a judge, JSON or plain text")
     cluster_id = _identifier()
     split = dy.Enum(["train", "eval"])
 
@@ -114,6 +116,7 @@ class Grade(dy.Schema):
     uncertainty = dy.Float64(nullable=True, min=0)
     detail = dy.String(description="JSON object")
     latency_s = dy.Float64(min=0, metadata=SECONDS)
+    cost = dy.Float64(min=0, description="in the grader's own currency; 0 where it is free")
     policy_id = _identifier()
 
     @dy.rule()

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from storage.errors import InputError
+from tasks._training.attention import PACKED, rows_apart
 from tasks._training.packing import PackedBatch
 
 TOKENS_AT_ONCE = 128
@@ -40,13 +41,12 @@ def hidden_states(decoder: Any, batch: PackedBatch) -> Float[Tensor, "tokens hid
     precision = decoder.config.dtype
     masters = next(decoder.parameters()).dtype != precision
     # No cache of cast weights: each is used once a forward, and the copies would outlive what FSDP frees.
-    with torch.autocast(batch.input_ids.device.type, precision, enabled=masters, cache_enabled=False):
-        output = decoder(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
+    device = batch.input_ids.device.type
+    # Another attention function would take no notice of the segments, and look at other rows.
+    apart = decoder.config._attn_implementation == PACKED and rows_apart(device, precision)
+    look = {"segments": batch.segments} if apart else {"attention_mask": batch.dense_mask()}
+    with torch.autocast(device, precision, enabled=masters, cache_enabled=False):
+        output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **look)
     return output.last_hidden_state.flatten(0, 1)
 
 

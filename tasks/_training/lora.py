@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from storage.errors import InputError
 from tasks._devices import choose_dtype
+from tasks._training.attention import PACKED
 from tasks._training.layers import checkpoint_layers
 from tasks._training.lora_linear import fuse_lora
 from tasks._training.parallel import writes_files
@@ -121,7 +122,7 @@ def _load(
     computed = DTYPES[choose_dtype(dtype, device.type)]
     with _only_errors():
         held = torch.float32 if trainable else computed
-        model = factory.from_pretrained(folder, config=config, dtype=held, attn_implementation="sdpa")
+        model = factory.from_pretrained(folder, config=config, dtype=held, attn_implementation=PACKED)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.config.dtype = computed  # what it computes in and is saved as; the weights say what is held

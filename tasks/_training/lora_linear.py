@@ -55,7 +55,7 @@ class _LoraLinear(torch.autograd.Function):
         of_output = gradient.flatten(0, -2)
         of_narrow = of_output @ scaled_up
         of_down = (of_narrow.T @ flat).to(ctx.precision)
-        of_up = (of_output.T @ narrow).to(ctx.precision) * ctx.scale
+        of_up = (narrow.T @ of_output).T.to(ctx.precision) * ctx.scale  # the other way round it is half as fast
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = (of_output @ weight).addmm_(of_narrow, narrow_down).view(*gradient.shape[:-1], flat.shape[1])

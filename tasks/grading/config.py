@@ -38,7 +38,10 @@ class GraderConfig(StrictConfig):
         default=0.5,
         ge=0,
         le=1,
-        description="a verifier's score is multiplied by it when the length limit cut the rollout",
+        description="the score is multiplied by it when the length limit cut the rollout",
+    )
+    score_range: tuple[float, float] | None = Field(
+        default=(0.0, 1.0), description="a score outside fails its row; null: every finite score is taken"
     )
 
     @model_validator(mode="after")

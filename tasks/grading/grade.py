@@ -1,95 +1,81 @@
-"""Grading rollouts with verifiers, pure. A verifier that fails on a row leaves a failed row: never a zero."""
+"""From samples and a grader to the `Grade` frame. A grader that fails on a row leaves a failed row: never a zero."""
 
-import functools
 import json
-import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
-from storage.errors import InputError, PosttrainError
 from storage.records import Grade
-from tasks.grading.config import PROMPT_VERIFIER, GraderConfig
-from tasks.grading.verdict import Verdict
-from tasks.grading.verifiers import resolve_verifier
-
-log = logging.getLogger(__name__)
-GRADED_COLUMNS = ["rollout_id", "prompt_id", "policy_id", "text", "finish_reason"]
-PROGRESS_ROWS = 1000
+from tasks.grading.config import GraderConfig
+from tasks.grading.graders import Grader, Progress
+from tasks.grading.sample import Sample
+from tasks.grading.verdict import Answer, Failure, Verdict
 
 
-def grade_rollouts(
-    rollouts: pl.DataFrame,
-    batch: pl.DataFrame,
-    grader: GraderConfig,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> pl.DataFrame:
-    """The `Grade` frame of one verifier grader over the rollouts, in their order.
+def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfig, progress: Progress) -> pl.DataFrame:
+    """The `Grade` frame of one grader over the samples, in their order.
 
-    `batch` holds the answer and the verifier of each prompt. Raises `InputError` for an unknown verifier, wrong
-    parameters, or a rollout whose prompt is not in the batch.
+    Equal outputs to a prompt are graded once, except by a grader that compares a prompt's samples. `latency_s` is
+    the time that the call took, shared by its samples.
     """
-    prompts = {row["prompt_id"]: row for row in batch.select("prompt_id", "answer", "verifier").to_dicts()}
-    graded = []
-    for done, rollout in enumerate(rollouts.select(GRADED_COLUMNS).iter_rows(named=True)):
-        prompt = prompts.get(rollout["prompt_id"])
-        if prompt is None:
-            raise InputError(
-                f"rollout {rollout['rollout_id']}: its prompt {rollout['prompt_id']} is not in the batch; "
-                "grade with the batch that it was made from"
-            )
-        graded.append(_grade_row(rollout, prompt, grader))
-        if progress is not None and done % PROGRESS_ROWS == 0:
-            progress(done, len(rollouts), f"rollouts, {grader.label}")
-    return pl.DataFrame(graded, schema=Grade.create_empty().schema, orient="row")
-
-
-def _grade_row(rollout: dict[str, Any], prompt: dict[str, Any], grader: GraderConfig) -> dict[str, Any]:
-    name, params = _verifier_and_params(prompt["verifier"], grader)
-    verifier = resolve_verifier(name)
+    if grader.compares_group:
+        distinct, places = list(samples), list(range(len(samples)))
+    else:
+        distinct, places = _distinct(samples)
     started = time.perf_counter()
-    grade: dict[str, Any] = {"status": "ok", "score": None, "passed": None}
-    try:
-        verdict = verifier.function(rollout["text"], prompt["answer"], params)
-        grade |= _checked(verdict, truncated=rollout["finish_reason"] == "length", factor=grader.truncated_factor)
-    except PosttrainError:
-        raise
-    except Exception as error:
-        # The boundary at which somebody else's code fails: its row says so, the others are graded.
-        log.debug("verifier %s failed on rollout %s", name, rollout["rollout_id"], exc_info=True)
-        grade |= {"status": "failed", "detail": json.dumps({"error": f"{type(error).__name__}: {error}"})}
-    return {
-        "rollout_id": rollout["rollout_id"],
-        "grader": grader.label,
-        "grader_version": f"{name}/{verifier.version}",
-        "uncertainty": None,
-        "latency_s": time.perf_counter() - started,
-        "policy_id": rollout["policy_id"],
-        **grade,
-    }
+    answers = grader.grade_batch(distinct, progress)
+    latency_s = (time.perf_counter() - started) / max(len(distinct), 1)
+    if len(answers) != len(distinct):
+        raise ValueError(f"grader {config.label} gave {len(answers)} answers to {len(distinct)} samples")
+    rows = [
+        _row(sample, answers[place], config, grader.version_of(sample), latency_s)
+        for sample, place in zip(samples, places, strict=True)
+    ]
+    return pl.DataFrame(rows, schema=Grade.create_empty().schema, orient="row")
 
 
-def _verifier_and_params(verifier: dict[str, str], grader: GraderConfig) -> tuple[str, dict[str, Any]]:
-    if grader.grader != PROMPT_VERIFIER:
-        return grader.grader, grader.params
-    return verifier["name"], {**_parsed(verifier["params"]), **grader.params}
+def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
+    """The samples of distinct content, and for every sample the place of its content among them."""
+    known: dict[tuple[str, str, bool], int] = {}
+    distinct: list[Sample] = []
+    places = []
+    for sample in samples:
+        place = known.setdefault(sample.content, len(distinct))
+        if place == len(distinct):
+            distinct.append(sample)
+        places.append(place)
+    return distinct, places
 
 
-@functools.lru_cache(maxsize=4096)
-def _parsed(params: str) -> dict[str, Any]:
-    return json.loads(params or "{}")
+def _row(sample: Sample, answer: Answer, config: GraderConfig, version: str, latency_s: float) -> tuple[Any, ...]:
+    """In the order of `Grade`'s columns."""
+    checked = _checked(answer, config)
+    start = (sample.rollout_id, config.label, version)
+    if isinstance(checked, Failure):
+        detail = json.dumps(checked.detail | {"error": checked.error})
+        return (*start, "failed", None, None, None, detail, latency_s, checked.cost, sample.policy_id)
+    score, passed, known = checked.score, checked.passed, dict(checked.detail)
+    if sample.truncated:
+        score *= config.truncated_factor
+        passed = False if passed is not None else None
+        known["truncated"] = True
+    text = json.dumps(known) if known else "{}"
+    return (*start, "ok", score, passed, checked.uncertainty, text, latency_s, checked.cost, sample.policy_id)
 
 
-def _checked(verdict: Verdict, *, truncated: bool, factor: float) -> dict[str, Any]:
-    """The verdict as columns of a grade. Raises `ValueError` for a score outside [0, 1]."""
-    score = float(verdict.score)
-    if not 0 <= score <= 1:
-        raise ValueError(f"the score is {score}, expected 0 to 1")
-    detail = verdict.detail | {"truncated": True} if truncated else verdict.detail
-    return {
-        "score": score * factor if truncated else score,
-        "passed": False if truncated and verdict.passed is not None else verdict.passed,
-        "detail": json.dumps(detail),
-    }
+def _checked(answer: Answer, config: GraderConfig) -> Answer:
+    """A failure for a score that is no number or outside the grader's range."""
+    if isinstance(answer, Failure):
+        return answer
+    score = float(answer.score)
+    low, high = config.score_range or (-math.inf, math.inf)
+    if math.isfinite(score) and low <= score <= high:
+        return answer if type(answer.score) is float else Verdict(score, *_rest(answer))
+    return Failure(f"ValueError: the score is {score}, expected {low:g} to {high:g}", answer.detail, answer.cost)
+
+
+def _rest(answer: Verdict) -> tuple[bool | None, dict[str, Any], float | None, float]:
+    return answer.passed, answer.detail, answer.uncertainty, answer.cost

@@ -33,6 +33,7 @@ def grades_from_scores(
         pl.lit(None, pl.Float64).alias("uncertainty"),
         pl.Series("detail", _details(scores.raw, finite), pl.String),
         pl.lit(latency_s, pl.Float64).alias("latency_s"),
+        pl.lit(0.0, pl.Float64).alias("cost"),
     ]
     graded = rollouts.select("rollout_id", "policy_id").with_columns(columns)
     return graded.select(Grade.column_names()).cast({"status": Grade.create_empty().schema["status"]})

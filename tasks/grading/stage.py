@@ -12,11 +12,13 @@ from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
-from tasks.grading.grade import GRADED_COLUMNS, grade_rollouts
+from tasks.grading.grade import grade_samples
+from tasks.grading.graders import open_grader
+from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
 from tasks.grading.verdict import with_defaults
-from tasks.grading.verifiers import resolve_verifier
+from tasks.grading.verifiers.registry import resolve_verifier
 
 # Shards run side by side in threads; each loads the reward model, and a device holds one at a time.
 _one_reward_model = threading.Lock()
@@ -44,7 +46,7 @@ def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
     return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
 
 
-@stage("grading", version=2, shards=plan, combine=rewards, extra=versions)
+@stage("grading", version=3, shards=plan, combine=rewards, extra=versions)
 def grade(
     rollouts: Artifact,
     batch: Artifact,
@@ -60,8 +62,12 @@ def grade(
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
         return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
-    graded = sampled.select(GRADED_COLUMNS).collect()
-    return Outputs(grades=grade_rollouts(graded, batch.read("batch"), part.grader, context.progress))
+    samples = list(samples_of(sampled.select(SAMPLE_COLUMNS).collect(), batch.read("batch"), part.grader))
+    grader = open_grader(part.grader)
+    try:
+        return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))
+    finally:
+        grader.close()
 
 
 def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:

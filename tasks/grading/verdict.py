@@ -1,4 +1,4 @@
-"""What a verifier answers, and how it reads its parameters."""
+"""What a grader answers, and how a verifier reads its parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,31 @@ from typing import Any
 from storage.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """`score` in [0, 1]; `passed` is None where the verifier draws no line; `detail` is JSON."""
+    """A score, and what is known beside it.
+
+    `passed` is None where the grader draws no line, `uncertainty` (a standard deviation of the score) where it doesn't
+    know. `detail` is JSON. `cost` is what the answer cost, in the grader's own currency (dollars, for a hosted model).
+    """
 
     score: float
     passed: bool | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+    uncertainty: float | None = None
+    cost: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A grade that couldn't be made, and why: never a zero. `detail` is JSON, such as an answer nobody could parse."""
+
+    error: str
+    detail: dict[str, Any] = field(default_factory=dict)
+    cost: float = 0.0
+
+
+Answer = Verdict | Failure
 VerifierFunction = Callable[[str, str | None, Mapping[str, Any]], Verdict]
 
 

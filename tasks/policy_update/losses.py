@@ -163,7 +163,8 @@ def kto_loss(
 
 
 def _packed(microbatch: Microbatch, model: Any) -> PackedBatch:
-    return pack(microbatch.groups, pad_token_id=0, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    return pack(microbatch.groups, pad_token_id=0, device=device, last_tokens=False)
 
 
 def _current(model: Any, batch: PackedBatch, rows: TrainingRows) -> TokenLogprobs:

@@ -44,7 +44,7 @@ def recompute(
     values: ByRow = {}
     planned = plan_microbatches(groups, budget)
     for turn in deal(planned, microbatch_size, world):
-        batch = pack(planned[turn.number], pad_token_id=0, device=device)
+        batch = pack(planned[turn.number], pad_token_id=0, device=device, last_tokens=False)
         numbers = [chosen[index] for index in batch.rows]
         temperatures = torch.tensor(rows.temperatures[numbers], dtype=torch.float32, device=device)
         with torch.no_grad():

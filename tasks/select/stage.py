@@ -6,7 +6,7 @@ from tasks.select.config import EvalSelectConfig, SelectConfig
 from tasks.select.draw import draw, held_out, iteration_after
 
 
-@stage("select", version=1)
+@stage("select", version=2)
 def select(prompts: Artifact, history: Artifact | None, config: SelectConfig, *, seed: int) -> Outputs:
     """This iteration's batch, and how often each prompt was drawn including it."""
     used = history.read("prompt_history") if history is not None else None
@@ -20,7 +20,7 @@ def select(prompts: Artifact, history: Artifact | None, config: SelectConfig, *,
     return Outputs(metrics=metrics, batch=batch, prompt_history=after)
 
 
-@stage("select", version=1)
+@stage("select", version=2)
 def select_held_out(prompts: Artifact, config: EvalSelectConfig, *, seed: int) -> Outputs:
     """The held-out batch, the same for every iteration and every policy."""
     batch = held_out(prompts.read("prompts"), config, seed)

@@ -102,7 +102,7 @@ def plan_steps(
 def pack_demonstrations(demonstrations: Sequence[Demonstration], device: torch.device) -> PackedBatch:
     """One row a demonstration, each token seeing those before it; the mask is true for the taught tokens alone."""
     groups = [PromptGroup(one.token_ids[:1], [one.token_ids[1:]], [row]) for row, one in enumerate(demonstrations)]
-    batch = pack(groups, pad_token_id=0, device=device)
+    batch = pack(groups, pad_token_id=0, device=device, last_tokens=False)
     taught = np.zeros(tuple(batch.mask.shape), dtype=bool)
     for line, one in zip(taught, demonstrations, strict=True):
         line[: len(one.taught) - 1] = one.taught[1:]

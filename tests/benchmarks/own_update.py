@@ -15,11 +15,11 @@ from pathlib import Path
 SIDE, PRODUCTS = 4096, 5
 
 
-def product_rate() -> float:
-    """FLOP/s of a plain bf16 product of two square matrices, the best of several."""
+def product_rate(dtype: str) -> float:
+    """FLOP/s of a plain product of two square matrices, the best of several."""
     import torch
 
-    left, right = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(SIDE, SIDE).to(getattr(torch, dtype)) for _ in range(2))
     product = left @ right.T
     best = float("inf")
     for _ in range(PRODUCTS):
@@ -65,13 +65,16 @@ def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, 
 def main(path: str) -> None:
     """One step on the first rows to warm up, then whole updates, with the machine's best product before and after."""
     job = json.loads(Path(path).read_text())
-    products = [product_rate()]
+    from tasks._devices import choose_dtype
+
+    dtype = choose_dtype("auto", "cpu")
+    products = [product_rate(dtype)]
     _, norms = update(Path(job["first"]), job, 1)
     seconds = [update(Path(job["trajectories"]), job, job["optimizer_steps"])[0] for _ in range(job["repetitions"])]
-    products.append(product_rate())
+    products.append(product_rate(dtype))
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     measured = {"seconds": seconds, "grad_norm": norms[0], "peak_bytes": peak_bytes, "product_rate": max(products)}
-    print(json.dumps(measured | {"threads": os.environ.get("OMP_NUM_THREADS")}))
+    print(json.dumps(measured | {"dtype": dtype, "threads": os.environ.get("OMP_NUM_THREADS")}))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def stage_rates(home: Path) -> tuple[list[dict[str, float]], dict]:
     from flows.iteration import curate, generate, register_base, select
     from flows.launches import launched, tracked_iteration
     from storage.policies import resolve_policy
+    from tasks._devices import choose_dtype
     from tasks._engines import pool
     from tasks._engines.chat import load_tokenizer, render
 
@@ -73,7 +74,7 @@ def stage_rates(home: Path) -> tuple[list[dict[str, float]], dict]:
         "sampling": {"max_tokens": config.rollouts.sampling.max_tokens, "temperature": 1.0},
         "seeds": seeds,
         "engine": {
-            "dtype": "bfloat16",
+            "dtype": choose_dtype("auto", "cpu"),
             "enforce_eager": True,
             "max_model_len": config.rollouts.engine.max_model_len,
             "logprobs_mode": "processed_logprobs",

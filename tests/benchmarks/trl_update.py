@@ -134,6 +134,8 @@ def fastest_way(first: list[dict], job: dict) -> dict[str, Any]:
     first = first[: len(first) // 2]
     tried: dict[tuple[str, bool, int], float] = {}
     for precision in PRECISIONS:
+        if job["dtype"] == "float32" and precision[0] != "float32":
+            continue  # emulated on this processor: hundreds of times slower
         tried[*precision, FIRST_ROWS] = one_step_seconds(first, job, (*precision, FIRST_ROWS))
     dtype, autocast, _ = min(tried, key=tried.__getitem__)
     for count in OTHER_ROWS:

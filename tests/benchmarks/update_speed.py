@@ -84,7 +84,7 @@ def write_job(rows: pl.DataFrame, base: Path, home: Path) -> dict:
 
     from tasks._training.lora import LoraSpec, attach_lora, load_causal_model, save_lora
 
-    model = load_causal_model(base, "bfloat16", torch.device("cpu"))
+    model = load_causal_model(base, "float32", torch.device("cpu"))
     save_lora(attach_lora(model, LoraSpec(RANK, 2 * RANK), seed=0), home / "adapter")
     rows.write_parquet(home / "trajectories.parquet")
     rows.head(len(rows) // OPTIMIZER_STEPS).write_parquet(home / "first.parquet")
@@ -125,16 +125,21 @@ def measure(trajectories: pl.DataFrame, base: Path, home: Path) -> list[Line]:
     job = write_job(rows, base, home)
     own = run_child(Path(sys.executable), "own_update.py", job, home)
     seconds = statistics.median(own["seconds"])
-    lines = [_peak_line("policy update / bf16 product, GFLOP/s", shared / seconds, own["product_rate"], True)]
+    lines = [
+        _peak_line(f"policy update / {own['dtype']} product, GFLOP/s", shared / seconds, own["product_rate"], True)
+    ]
     python = trl_python()
     if python is None:
         return lines
+    job["dtype"] = own["dtype"]
     chosen = run_child(python, "trl_update.py", job, home)
     peer = run_child(python, "trl_update.py", job | {"way": chosen["way"]}, home)
     print(f"TRL's fastest way: {_way(chosen['way'])}; seconds of a step: ", end="")
     print(", ".join(f"{_way(way)} {tried:.1f}" for *way, tried in chosen["tried"]))
     peer_seconds = statistics.median(peer["seconds"])
-    lines.append(_peak_line("TRL's update / bf16 product, GFLOP/s", single / peer_seconds, own["product_rate"], None))
+    lines.append(
+        _peak_line(f"TRL's update / {own['dtype']} product, GFLOP/s", single / peer_seconds, own["product_rate"], None)
+    )
     return lines + _against_trl(rows, own | {"median": seconds}, peer | {"median": peer_seconds})
 
 

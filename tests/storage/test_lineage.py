@@ -79,6 +79,7 @@ def graded(ids: list[str]) -> Outputs:
                 "uncertainty": None,
                 "detail": "{}",
                 "latency_s": 0.0,
+                "cost": 0.0,
                 "policy_id": POLICY,
             }
             for name in ids

@@ -18,7 +18,9 @@ from storage.records import BatchEntry, Grade, Reward, Rollout
 from tasks._training.heads import Scores
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import GraderConfig, GradingConfig
-from tasks.grading.grade import grade_rollouts
+from tasks.grading.grade import grade_samples
+from tasks.grading.graders import open_grader
+from tasks.grading.sample import samples_of
 from tasks.grading.scores import grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
 from tasks.grading.verdict import Verdict
@@ -35,6 +37,8 @@ def batch(**verifiers: tuple[str, str | None]) -> pl.DataFrame:
             "messages": [{"role": "user", "content": "hi"}],
             "answer": answer,
             "verifier": {"name": name, "params": "{}"},
+            "domain": "poetry",
+            "rubric": None,
             "cluster_id": prompt_id,
             "split": "train",
         }
@@ -66,6 +70,11 @@ def rollouts(*texts: tuple[str, str, str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=Rollout.create_empty().schema)
 
 
+def graded(sampled: pl.DataFrame, entries: pl.DataFrame, spec: GraderConfig) -> pl.DataFrame:
+    samples = list(samples_of(sampled, entries, spec))
+    return grade_samples(samples, open_grader(spec), spec, lambda done, total, label: None)
+
+
 @pytest.fixture
 def own_graders():
     module = ModuleType("own_graders")
@@ -86,7 +95,7 @@ def own_graders():
 
 def test_each_prompt_is_graded_by_its_own_verifier():
     sampled = rollouts(("p", HAIKU, "stop"), ("q", "It is 12.", "stop"), ("q", "It is 13.", "stop"))
-    grades = grade_rollouts(sampled, batch(p=("haiku", None), q=("number", "12")), GraderConfig())
+    grades = graded(sampled, batch(p=("haiku", None), q=("number", "12")), GraderConfig())
     assert Grade.is_valid(grades)
     assert grades["score"].to_list() == [1.0, 1.0, 0.0]
     assert grades["passed"].to_list() == [True, True, False]
@@ -97,16 +106,16 @@ def test_each_prompt_is_graded_by_its_own_verifier():
 
 def test_a_truncated_rollout_gets_half_and_does_not_pass():
     sampled = rollouts(("p", HAIKU, "length"))
-    half = grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig())
+    half = graded(sampled, batch(p=("haiku", None)), GraderConfig())
     assert half.select("score", "passed").row(0) == (0.5, False)
-    whole = grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig(truncated_factor=1))
+    whole = graded(sampled, batch(p=("haiku", None)), GraderConfig(truncated_factor=1))
     assert whole["score"][0] == 1
 
 
 def test_a_failing_grader_leaves_failed_rows_never_zeros(own_graders):
     sampled = rollouts(("p", "fine", "stop"), ("p", "raise", "stop"), ("p", "large", "stop"))
     spec = GraderConfig(grader="own_graders:picky", name="picky")
-    grades = grade_rollouts(sampled, batch(p=("haiku", None)), spec)
+    grades = graded(sampled, batch(p=("haiku", None)), spec)
     assert Grade.is_valid(grades)
     assert grades["status"].to_list() == ["ok", "failed", "failed"]
     assert grades["score"].to_list() == [0.5, None, None]
@@ -124,18 +133,18 @@ def test_a_failing_grader_leaves_failed_rows_never_zeros(own_graders):
 
 def test_a_missing_answer_fails_its_row_only():
     sampled = rollouts(("p", "12", "stop"), ("q", "12", "stop"))
-    grades = grade_rollouts(sampled, batch(p=("number", None), q=("number", "12")), GraderConfig())
+    grades = graded(sampled, batch(p=("number", None), q=("number", "12")), GraderConfig())
     assert grades["status"].to_list() == ["failed", "ok"]
 
 
 def test_what_is_wrong_with_the_configuration_stops_the_stage():
     sampled = rollouts(("p", "12", "stop"))
     with pytest.raises(InputError, match="no verifier 'nope'"):
-        grade_rollouts(sampled, batch(p=("nope", None)), GraderConfig())
+        graded(sampled, batch(p=("nope", None)), GraderConfig())
     with pytest.raises(InputError, match="unknown params"):
-        grade_rollouts(sampled, batch(p=("haiku", None)), GraderConfig(params={"patern": 1}))
+        graded(sampled, batch(p=("haiku", None)), GraderConfig(params={"patern": 1}))
     with pytest.raises(InputError, match="not in the batch"):
-        grade_rollouts(sampled, batch(q=("haiku", None)), GraderConfig())
+        graded(sampled, batch(q=("haiku", None)), GraderConfig())
 
 
 def test_reward_model_scores_are_squashed_around_their_training_mean():

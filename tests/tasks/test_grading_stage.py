@@ -37,7 +37,16 @@ def committed(tmp_path, name, **outputs) -> Artifact:
 
 def batch_of(tmp_path, *verifiers: str) -> Artifact:
     rows = [
-        dict(prompt_id=f"p{index}", position=index, samples=1, answer=None, cluster_id=f"p{index}", split="train")
+        dict(
+            prompt_id=f"p{index}",
+            position=index,
+            samples=1,
+            answer=None,
+            domain="",
+            rubric=None,
+            cluster_id=f"p{index}",
+            split="train",
+        )
         | dict(messages=[{"role": "user", "content": "hi"}], verifier={"name": name, "params": "{}"})
         for index, name in enumerate(verifiers)
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from storage.errors import InputError
-from tasks.grading.verifiers import resolve_verifier
+from tasks.grading.verifiers.registry import resolve_verifier
 
 
 def verify(name: str, text: str, answer: str | None = None, **params):
@@ -68,7 +68,7 @@ def test_a_missing_answer_fails_the_row_not_the_stage():
 
 
 def test_names_and_dotted_paths():
-    assert resolve_verifier("tasks.grading.verifiers:number").function is resolve_verifier("number").function
+    assert resolve_verifier("tasks.grading.verifiers.registry:number").function is resolve_verifier("number").function
     with pytest.raises(InputError, match="no verifier 'haikku'; there are haiku"):
         resolve_verifier("haikku")
     with pytest.raises(InputError, match="can't be imported"):

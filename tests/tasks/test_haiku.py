@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InputError
-from tasks.grading.haiku import haiku
-from tasks.grading.syllables import by_spelling, is_word, line_counts, syllable_counts, words_of
+from tasks.grading.verifiers.haiku import haiku
+from tasks.grading.verifiers.syllables import by_spelling, is_word, line_counts, syllable_counts, words_of
 
 EXACT = [
     "An old silent pond\nA frog jumps into the pond—\nSplash! Silence again.",

@@ -118,12 +118,14 @@ def batch(prompts: list[str], split: str) -> pl.DataFrame:
                 "messages": [{"role": "user", "content": f"Write a haiku about {TOPICS[position % 6]} <{prompt_id}>."}],
                 "answer": None,
                 "verifier": {"name": "haiku", "params": "{}"},
+                "domain": "poetry",
+                "rubric": None,
                 "cluster_id": prompt_id,
                 "split": split,
             }
             for position, prompt_id in enumerate(prompts)
         ],
-        schema_overrides={"answer": pl.String},
+        schema_overrides={"answer": pl.String, "rubric": pl.String},
     )
 
 

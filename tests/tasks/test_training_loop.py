@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from storage.errors import InputError, StageFailed
 from tasks._maths.objectives import LossOutputs
+from tasks._training import logprobs as logprobs_module
 from tasks._training.batching import group_rows, plan_microbatches
 from tasks._training.heads import (
     HeadDescription,
@@ -61,14 +62,14 @@ def policy(tiny_model):
     return model
 
 
-def by_rows(model, share_prefix, budget, temperature=1.0):
+def by_rows(model, share_prefix, budget, temperature=1.0, last_tokens=False):
     """Log-probabilities of every row and the gradient of a weighted sum of them."""
     prompts, responses = rows()
     groups = group_rows(prompts, responses, max_tokens=budget, share_prefix=share_prefix)
     found = {}
     model.zero_grad()
     for microbatch in plan_microbatches(groups, budget):
-        batch = pack(microbatch, pad_token_id=0, device=CPU)
+        batch = pack(microbatch, pad_token_id=0, device=CPU, last_tokens=last_tokens)
         logprobs = token_logprobs(model, batch, torch.full((len(batch.rows),), temperature)).logprobs
         weights = torch.tensor([1.0 + row for row in batch.rows])[:, None]
         (logprobs * weights * torch.arange(1, logprobs.shape[1] + 1)).sum().backward()
@@ -78,10 +79,13 @@ def by_rows(model, share_prefix, budget, temperature=1.0):
 
 
 @pytest.mark.parametrize(("share_prefix", "budget"), [(True, 1000), (True, 14), (False, 1000), (False, 30)])
-def test_packed_rows_equal_plain_ones(policy, share_prefix, budget):
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("last_tokens", [True, False])
+def test_packed_rows_equal_plain_ones(policy, share_prefix, budget, apart, last_tokens, monkeypatch):
     """Against transformers on one row at a time, without mask or positions of ours: values and gradients."""
+    monkeypatch.setattr(logprobs_module, "rows_apart", lambda device, dtype: apart)
     prompts, responses = rows()
-    packed, gradients = by_rows(policy, share_prefix, budget, temperature=0.7)
+    packed, gradients = by_rows(policy, share_prefix, budget, temperature=0.7, last_tokens=last_tokens)
     policy.zero_grad()
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         ids = torch.from_numpy(np.concatenate([prompt, response])).long()[None]

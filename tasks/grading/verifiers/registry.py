@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from storage.errors import InputError
 from storage.plugins import import_named
-from tasks.grading.haiku import haiku
 from tasks.grading.verdict import Verdict, VerifierFunction, required_answer, with_defaults
+from tasks.grading.verifiers.haiku import haiku
 
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
 MARKED = re.compile(r"####\s*\$?\s*(\S+)|\\boxed\{([^{}]*)\}")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storage.errors import InputError
-from tasks.grading.syllables import is_word, line_counts, words_of
 from tasks.grading.verdict import Verdict, with_defaults
+from tasks.grading.verifiers.syllables import is_word, line_counts, words_of
 
 LINE_WEIGHT, SYLLABLE_WEIGHT = 0.4, 0.6
 # Shares of distinct and of known words from which nothing is taken off: Issa's "The world of dew" has 0.67.

@@ -1,0 +1,86 @@
+"""What a grader sees of a rollout."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from storage.errors import InputError
+from tasks.grading.config import PROMPT_VERIFIER, GraderConfig
+
+SAMPLE_COLUMNS = ["rollout_id", "prompt_id", "policy_id", "text", "finish_reason", "token_ids"]
+
+
+class Sample(NamedTuple):
+    """A rollout, its prompt, and the parameters of whoever grades it.
+
+    `verifier` names the function that grades: the prompt's own, or the configuration's. `params` are the prompt's own
+    under those of the configuration; they aren't to be changed. `tokens` counts the response's.
+    """
+
+    rollout_id: str
+    prompt_id: str
+    policy_id: str
+    messages: Sequence[Mapping[str, str]]
+    text: str
+    tokens: int
+    truncated: bool
+    answer: str | None
+    rubric: str | None
+    domain: str
+    verifier: str
+    params: Mapping[str, Any]
+
+    @property
+    def content(self) -> tuple[str, str, bool]:
+        """What a grade depends on besides the grader: equal outputs to one prompt get one grade."""
+        return self.prompt_id, self.text, self.truncated
+
+
+def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig) -> Iterator[Sample]:
+    """The rollouts as samples, in their order. `batch` holds each prompt's `BatchEntry`.
+
+    Raises `InputError` for a rollout whose prompt is not in the batch.
+    """
+    wanted = ["prompt_id", "messages", "answer", "rubric", "domain", "verifier"]
+    prompts = {row["prompt_id"]: row for row in batch.select(wanted).iter_rows(named=True)}
+    columns = rollouts.select(
+        "rollout_id",
+        "prompt_id",
+        "policy_id",
+        "text",
+        pl.col("token_ids").list.len(),
+        pl.col("finish_reason").cast(pl.String) == "length",
+    )
+    for rollout_id, prompt_id, policy_id, text, tokens, truncated in columns.iter_rows():
+        prompt = prompts.get(prompt_id)
+        if prompt is None:
+            raise InputError(
+                f"rollout {rollout_id}: its prompt {prompt_id} is not in the batch; "
+                "grade with the batch that it was made from"
+            )
+        name, params = grader.grader, grader.params
+        if grader.grader == PROMPT_VERIFIER:
+            name, params = prompt["verifier"]["name"], _parsed(prompt["verifier"]["params"])
+            params = {**params, **grader.params} if grader.params else params
+        yield Sample(
+            rollout_id,
+            prompt_id,
+            policy_id,
+            prompt["messages"],
+            text,
+            tokens,
+            truncated,
+            prompt["answer"],
+            prompt["rubric"],
+            prompt["domain"],
+            name,
+            params,
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(params: str) -> dict[str, Any]:
+    return json.loads(params or "{}")
