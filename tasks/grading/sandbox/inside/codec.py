@@ -26,6 +26,10 @@ class UnportableError(TypeError):
     """A value that can't travel, and why."""
 
 
+class UnportableKindError(UnportableError):
+    """A value of a type that can't travel."""
+
+
 def encode(value: Any, max_bytes: int) -> bytes:
     """The value's bytes. Raises `UnportableError` for another type, too many bytes or too deep a nesting."""
     parts = _Parts(max_bytes)
@@ -66,7 +70,7 @@ def _write(value: Any, parts: _Parts, depth: int) -> None:
         if isinstance(value, kinds):
             write(value, parts, depth)
             return
-    raise UnportableError(f"of type {type(value).__name__}, which can't leave the sandbox")
+    raise UnportableKindError(f"of type {type(value).__name__}, which can't leave the sandbox")
 
 
 def _sized(tag: bytes, data: bytes, parts: _Parts) -> None:
