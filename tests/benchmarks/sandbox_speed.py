@@ -1,9 +1,9 @@
 """Code sandboxes started per second against bare interpreters in the same run.
 
-Both sides start `python -I -S` and wait for its end, as many at a time as there are cores: a sandbox from its start over
-a loaded answer to its last process gone, a bare interpreter with the same program on its command line. Then whole
-grades per second, tests in their own process among them. `python tests/benchmarks/sandbox_speed.py` measures this
-part of `make bench` alone.
+Both sides start `python -I -S` and wait for its end, as many at a time as there are cores: a sandbox from its start
+over a loaded answer to its end, a bare interpreter with the same program on its command line. Then whole grades per
+second, tests in their own process among them. `python tests/benchmarks/sandbox_speed.py` measures this part of
+`make bench` alone.
 """
 
 import os

@@ -24,17 +24,23 @@ SWAPPED = {
 }
 
 
-def mutants(source: str, count: int) -> Iterator[tuple[str, str]]:
-    """At most `count` of (kind of fault, program), spread over the kinds and the source."""
+def mutants(source: str, function: str, count: int) -> Iterator[tuple[str, str]]:
+    """At most `count` of (kind of fault, program), each fault within the function, in turns over the kinds."""
     tree = ast.parse(source)
+    within = {
+        inner
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == function
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
     sites: dict[str, list[int]] = {}
     for place, node in enumerate(ast.walk(tree)):
         kind = _kind(node)
-        if kind:
+        if kind and node in within:
             sites.setdefault(kind, []).append(place)
-    chosen = sorted(
-        (turn, kind, place) for kind, places in sites.items() for turn, place in enumerate(reversed(places))
-    )
+    turns = {kind: enumerate(reversed(places)) for kind, places in sites.items()}
+    chosen = sorted((turn, kind, place) for kind, places in turns.items() for turn, place in places)
     for _, kind, place in chosen[:count]:
         changed = copy.deepcopy(tree)
         _change(list(ast.walk(changed))[place])

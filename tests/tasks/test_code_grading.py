@@ -1,5 +1,6 @@
 """The grader `python_code`: forms of tests and of answers, arguments changed in place, dispatch, and its codec."""
 
+import json
 import math
 import shutil
 
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InputError
+from tasks.curate.config import CurateConfig, SourceConfig, VerifierConfig
+from tasks.curate.pool import build_pool
 from tasks.grading.config import GraderConfig
 from tasks.grading.graders import open_grader
 from tasks.grading.sandbox.examination import equal
@@ -51,7 +54,8 @@ RIGHT = {
     "raises what the test expects": (
         "def f(x):\n    raise ValueError('no ' + x)",
         {
-            "tests": "try:\n    f('way')\nexcept ValueError as error:\n    assert str(error) == 'no way'\nelse:\n    1 / 0"
+            "tests": "try:\n    f('way')\n"
+            "except ValueError as error:\n    assert str(error) == 'no way'\nelse:\n    1 / 0"
         },
     ),
     "values of every kind": (
@@ -178,6 +182,34 @@ def test_a_batch_of_several_verifiers_keeps_its_order(grader):
     answers = grade(grader, exact, sample(GOOD, **ADD), exact._replace(text="13"), wrong)
     assert [answer.score for answer in answers] == [1, 1, 0, 0]
     assert [grader.version_of(each) for each in (exact, wrong)] == ["number/1", "python_code/1"]
+
+
+@needs_bubblewrap
+def test_rows_with_tests_of_their_own_are_graded_by_them(tmp_path):
+    """From a file like HumanEval's to grades: curate carries each row's params, unchanged, to the grader."""
+    path = tmp_path / "rows.jsonl"
+    bodies = {"double": "    return 2 * x\n", "third": "    return x / 3\n"}
+    rows = [
+        {"prompt": f'def {name}(x):\n    """{name}."""\n', "test": f"assert {name}(6) == {value}", "entry_point": name}
+        for name, value in (("double", 12), ("third", 2))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prefix": "prompt", "tests": "test", "entry_point": "entry_point"}
+    source = SourceConfig(
+        path=str(path), prompt_field="prompt", verifier=VerifierConfig(name="python_code", param_fields=columns)
+    )
+    prompts, _ = build_pool(CurateConfig(sources=[source], eval_prompts=0), seed=0)
+    samples = [
+        sample(bodies[name], **json.loads(prompt["verifier"]["params"]))
+        for prompt in prompts.iter_rows(named=True)
+        for name in bodies
+    ]
+    opened = open_grader(GraderConfig())
+    try:
+        scores = [answer.score for answer in grade(opened, *samples)]
+    finally:
+        opened.close()
+    assert sorted(scores[:2]) == sorted(scores[2:]) == [0, 1]
 
 
 @needs_bubblewrap

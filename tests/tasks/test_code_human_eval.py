@@ -68,16 +68,14 @@ def right_and_wrong(grader, chosen: list[dict], faults: int) -> Counter:
     counted: Counter = Counter()
     graded, names = [], []
     for problem, program in zip(chosen, programs, strict=True):
-        for kind, mutant in mutants(program, faults):
+        for kind, mutant in mutants(program, problem["entry_point"], faults):
             if fails_plainly(problem, mutant):
                 counted[kind] += 1
                 names.append((problem["task_id"], kind))
                 graded.append(code_sample(problem, mutant, timeout_s=PLAIN_TIMEOUT_S))
     verdicts = grade(grader, *graded)
-    passed = [
-        name for name, verdict in zip(names, verdicts, strict=True) if verdict.score or verdict.passed is not False
-    ]
-    assert passed == []
+    assert [name for name, verdict in zip(names, verdicts, strict=True) if verdict.passed is not False] == []
+    assert {verdict.score for verdict in verdicts} == {0}
     return counted
 
 
