@@ -257,6 +257,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@settings(deadline=None)
 def test_values_come_back_as_they_were(value):
     data = encode(value, 10**7)
     assert repr(decode(data)) == repr(value)
@@ -265,7 +266,7 @@ def test_values_come_back_as_they_were(value):
 
 
 @given(st.binary(max_size=60) | VALUES.map(lambda value: encode(value, 10**7)[:-1]))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_bytes_that_are_no_value_are_refused_or_read_as_plain_values(data):
     try:
         value = decode(data)

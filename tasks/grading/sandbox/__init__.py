@@ -24,5 +24,6 @@ user isn't root. Output and values: read up to a bound, then killed.
 changes of lists, dicts and sets passed in are carried back. Values of other types (one's own classes, functions,
 Decimal) can't leave, so tests must compare parts of them. An answer may remember earlier calls of the same test. The
 number of files in its home is bounded by time only. A hole in the kernel is a hole here: for hostile users add a
-virtual machine. Where the grader itself is root without the right to mount, threads are bounded by memory only.
+virtual machine. Where the grader itself is root without the right to mount, or the kernel older than 5.14 and it
+isn't root, threads are bounded by memory only.
 """

@@ -51,7 +51,7 @@ def start() -> tuple[Channel, int]:
     """Take the pipe off standard input and output, then bind this process for good; the channel and a value's bytes.
 
     Arguments of the process: user id (-1: it stays who it is), bytes of address space, seconds of CPU time, bytes of a
-    file, threads, bytes of a value.
+    file, threads (0: not limited), bytes of a value.
     """
     uid, memory_bytes, cpu_s, file_bytes, threads, value_bytes = (int(word) for word in sys.argv[1:])
     channel = Channel(os.dup(0), os.dup(1))
@@ -68,7 +68,7 @@ def start() -> tuple[Channel, int]:
         (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
         (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
         (resource.RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS),
-        (resource.RLIMIT_NPROC, threads, threads),
+        *([(resource.RLIMIT_NPROC, threads, threads)] if threads else []),
         (resource.RLIMIT_AS, memory_bytes, memory_bytes),
     ):
         ceiling = resource.getrlimit(kind)[1]
