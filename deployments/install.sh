@@ -13,6 +13,13 @@ set -eu
 "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear "$VENV"
 [ -x "$VENV/bin/uv" ] || "$VENV/bin/python" -m pip install --quiet 'uv>=0.9,<1'
 
+# Code that a model writes is graded in bubblewrap. Without it everything else works, and that grader says what to do.
+if ! command -v bwrap >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }; } \
+        </dev/null >/dev/null 2>&1 || echo "bubblewrap can't be installed here: code can't be graded in a sandbox." >&2
+fi
+
 # uv doesn't read pip's settings: pass them on. Without a folder of wheels, uv finds torch's build by itself.
 if [ -n "${PIP_INDEX_URL:-}" ]; then
     export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"

@@ -12,6 +12,9 @@ class VerifierConfig(StrictConfig):
 
     name: str = Field(min_length=1, description="a registered verifier or package.module:function")
     params: dict[str, Any] = Field(default_factory=dict, description="passed to the verifier")
+    param_fields: dict[str, str] = Field(
+        default_factory=dict, description="params that each row has its own of -> their columns, such as tests: test"
+    )
 
 
 class SourceConfig(StrictConfig):

@@ -15,10 +15,11 @@ def prompt_of_row(row: Row, source: SourceConfig) -> dict[str, Any] | Rejection:
     try:
         messages = _messages(row, source)
         answer = _answer(row, source)
+        own_params = _own_params(row, source)
     except UnusableField as wrong:
         return wrong.at(row)
     name, params, domain = _verifier_and_domain(source)
-    verifier = {"name": name, "params": json.dumps(params, sort_keys=True)}
+    verifier = {"name": name, "params": json.dumps(params | own_params, sort_keys=True)}
     return {
         "prompt_id": digest([messages, verifier]),
         "messages": messages,
@@ -52,6 +53,18 @@ def _answer(row: Row, source: SourceConfig) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return normal_text(value, source.answer_field)
+
+
+def _own_params(row: Row, source: SourceConfig) -> dict[str, Any]:
+    """The verifier's params that the row itself has, as they are written: code is not normalised."""
+    columns = source.verifier.param_fields if source.verifier else {}
+    params = {param: present(row, field) for param, field in columns.items()}
+    for param, value in params.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise UnusableField("bad_type", columns[param], value, "a value that JSON has") from None
+    return params
 
 
 def _chat(value: object, field: str) -> list[dict[str, str]]:

@@ -22,7 +22,9 @@ def read_source(source: SourceConfig, seed: int) -> Iterator[Row | Rejection]:
 
 def wanted_columns(source: SourceConfig) -> list[str]:
     """The columns that a source's configuration names."""
-    return [name for name in (source.messages_field, source.prompt_field, source.answer_field) if name]
+    params = source.verifier.param_fields.values() if source.verifier else ()
+    named = (source.messages_field, source.prompt_field, source.answer_field, *params)
+    return list(dict.fromkeys(name for name in named if name))
 
 
 def check_sources(config: CurateConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 from storage.errors import PosttrainError
 from tasks.grading.config import GraderConfig
 from tasks.grading.sample import Sample
+from tasks.grading.sandbox import grader as python_code
 from tasks.grading.verdict import Answer, Failure
 from tasks.grading.verifiers.registry import resolve_verifier
 
@@ -39,9 +40,16 @@ class Grader(Protocol):
 
 
 class VerifierGrader:
-    """Grades by verifiers, functions of text, answer and parameters."""
+    """Grades by verifiers, functions of text, answer and parameters.
+
+    A verifier that is a grader too (`GRADERS`) gets its samples at once.
+    """
 
     compares_group = False
+
+    def __init__(self, config: GraderConfig) -> None:
+        self._config = config
+        self._opened: dict[str, Grader] = {}
 
     def version_of(self, sample: Sample) -> str:
         """`name/version` of the sample's verifier."""
@@ -49,15 +57,28 @@ class VerifierGrader:
 
     def grade_batch(self, samples: Sequence[Sample], progress: Progress) -> list[Answer]:
         """A verifier that fails on a sample leaves a failure; the others are graded."""
-        answers = []
-        for done, sample in enumerate(samples):
-            answers.append(_verify(sample))
-            if done % PROGRESS_ROWS == 0:
-                progress(done, len(samples), "rollouts")
-        return answers
+        answers: dict[int, Answer] = {}
+        for name in sorted({sample.verifier for sample in samples} & set(GRADERS)):
+            places = [place for place, sample in enumerate(samples) if sample.verifier == name]
+            chosen = [samples[place] for place in places]
+            answers |= zip(places, self._grader(name).grade_batch(chosen, progress), strict=True)
+        for place, sample in enumerate(samples):
+            if place not in answers:
+                answers[place] = _verify(sample)
+            if place % PROGRESS_ROWS == 0:
+                progress(place, len(samples), "rollouts")
+        return [answers[place] for place in range(len(samples))]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Close the graders that verifiers named."""
+        for grader in self._opened.values():
+            grader.close()
+        self._opened.clear()
+
+    def _grader(self, name: str) -> Grader:
+        if name not in self._opened:
+            self._opened[name] = GRADERS[name](self._config)
+        return self._opened[name]
 
 
 def _verify(sample: Sample) -> Answer:
@@ -73,9 +94,9 @@ def _verify(sample: Sample) -> Answer:
 
 
 # What `grader` names -> how it is opened. A name that isn't here is a verifier's.
-GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {}
+GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {python_code.NAME: python_code.CodeGrader}
 
 
 def open_grader(config: GraderConfig) -> Grader:
     """The grader that a configuration names."""
-    return GRADERS.get(config.grader, lambda _: VerifierGrader())(config)
+    return GRADERS.get(config.grader, VerifierGrader)(config)

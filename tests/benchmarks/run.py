@@ -4,6 +4,7 @@
 2. The share of a cold iteration's time that no stage accounts for.
 3. An iteration with every stage cached, against five seconds.
 4. One policy update over that iteration's trajectories, against the machine's matrix product and TRL's GRPOTrainer.
+5. Code sandboxes started, against bare interpreters.
 """
 
 import json
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 import polars as pl
+from sandbox_speed import measure_sandbox
 from update_speed import Line, measure, show
 
 REPOSITORY = Path(__file__).parents[2]
@@ -183,6 +185,7 @@ def main() -> int:
         ]
         results = [show(line) for line in lines]
         results += [show(line) for line in measure(trajectories, base, home / "update")]
+        results += [show(line) for line in measure_sandbox()]
     return 0 if all(results) else 1
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from storage.errors import InputError
 from storage.plugins import import_named
+from tasks.grading.sandbox import grader as sandboxed
 from tasks.grading.verdict import Verdict, VerifierFunction, required_answer, with_defaults
 from tasks.grading.verifiers.haiku import haiku
 
@@ -92,6 +93,7 @@ VERIFIERS: dict[str, Verifier] = {
     "number": Verifier(number, "1"),
     "regex": Verifier(regex, "1"),
     "length": Verifier(length, "1"),
+    sandboxed.NAME: Verifier(sandboxed.python_code, sandboxed.VERSION),
 }
 
 
