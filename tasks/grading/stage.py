@@ -16,7 +16,7 @@ from tasks.grading.grade import grade_samples
 from tasks.grading.graders import open_grader
 from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
-from tasks.grading.shards import shard_at, shard_count
+from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
@@ -24,9 +24,21 @@ from tasks.grading.verifiers.registry import resolve_verifier
 _one_reward_model = threading.Lock()
 
 
-def plan(rollouts: Artifact, config: GradingConfig) -> int:
-    """Every grader times every slice of the rollouts."""
-    return shard_count(rollouts.manifest.tables["rollouts"].rows, config)
+def plan(rollouts: Artifact, batch: Artifact, config: GradingConfig) -> int:
+    """Every grader times every slice of the rollouts. Raises `InputError` for rollouts of another batch."""
+    samples = _samples(batch)
+    rows = rollouts.manifest.tables["rollouts"].rows
+    if sum(samples) != rows:
+        raise InputError(
+            f"{rollouts.id} holds {rows} rollouts, its batch {batch.id} asks for {sum(samples)}; "
+            "grade with the batch that they were made from"
+        )
+    return shard_count(samples, config)
+
+
+def _samples(batch: Artifact) -> list[int]:
+    """How many samples each prompt has, in the order of the rollouts."""
+    return batch.scan("batch").select("samples").collect()["samples"].to_list()
 
 
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
@@ -38,15 +50,25 @@ def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     return {name: resolve_verifier(name).version for name in sorted(used)}
 
 
-def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
+def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: GradingConfig) -> Outputs:
     """The composite of all shards' grades. Raises `StageFailed` when a grader failed on too many rollouts."""
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
-    combined = composite(grades, config.graders)
+    facts = None if config.composite.is_default else _facts(rollouts, batch)
+    combined = composite(grades, config.graders, config.composite, facts)
     return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
 
 
-@stage("grading", version=3, shards=plan, combine=rewards, extra=versions)
+def _facts(rollouts: Artifact, batch: Artifact) -> pl.LazyFrame:
+    """What the composite's steps ask of a rollout: its group, its length, its prompt's domain."""
+    domains = batch.scan("batch").select("prompt_id", "domain")
+    sampled = rollouts.scan("rollouts").select(
+        "rollout_id", "prompt_id", pl.col("token_ids").list.len().alias("tokens")
+    )
+    return sampled.join(domains, on="prompt_id", how="left").rename({"prompt_id": "group_id"})
+
+
+@stage("grading", version=4, shards=plan, combine=rewards, extra=versions)
 def grade(
     rollouts: Artifact,
     batch: Artifact,
@@ -57,12 +79,14 @@ def grade(
     context: StageContext,
 ) -> Outputs:
     """One grader's grades of one slice. `config` is already `active` for the iteration."""
-    part = shard_at(shard.index, shard.count, rollouts.manifest.tables["rollouts"].rows, config.graders)
+    part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
         return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
-    samples = list(samples_of(sampled.select(SAMPLE_COLUMNS).collect(), batch.read("batch"), part.grader))
+    entries, texts = batch.read("batch"), sampled.select(SAMPLE_COLUMNS).collect()
+    check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
+    samples = list(samples_of(texts, entries, part.grader))
     grader = open_grader(part.grader)
     try:
         return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))

@@ -35,12 +35,12 @@ def committed(tmp_path, name, **outputs) -> Artifact:
     return artifact
 
 
-def batch_of(tmp_path, *verifiers: str) -> Artifact:
+def batch_of(tmp_path, *verifiers: str, samples: int = 1) -> Artifact:
     rows = [
         dict(
             prompt_id=f"p{index}",
             position=index,
-            samples=1,
+            samples=samples,
             answer=None,
             domain="",
             rubric=None,
@@ -55,7 +55,9 @@ def batch_of(tmp_path, *verifiers: str) -> Artifact:
 
 def rollouts_of(tmp_path, count: int) -> Artifact:
     rows = [
-        dict(rollout_id=f"r{index}", prompt_id="p0", sample_index=index, iteration=1, policy_id="policy")
+        dict(
+            rollout_id=f"r{index}", prompt_id=f"p{index // 2}", sample_index=index % 2, iteration=1, policy_id="policy"
+        )
         | dict(prompt_token_ids=[1, 2, 3], token_ids=[4 + index, 5], logprobs=[-0.5, -0.5], text="x")
         | dict(finish_reason="stop", engine="transformers", sampling="{}", created_at=datetime(2026, 1, 1, tzinfo=UTC))
         for index in range(count)
@@ -101,7 +103,8 @@ def reward_model(tmp_path, tiny_model) -> Artifact:
 
 
 def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path, reward_model, monkeypatch):
-    inputs = dict(rollouts=rollouts_of(tmp_path, 10), batch=batch_of(tmp_path, "haiku"), reward_model=reward_model)
+    batch = batch_of(tmp_path, *["haiku"] * 5, samples=2)
+    inputs = dict(rollouts=rollouts_of(tmp_path, 10), batch=batch, reward_model=reward_model)
     context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
     inside, most = [], []
 
@@ -119,10 +122,15 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
         return made.tables["grades"]
 
     monkeypatch.setattr(grading, "score", watched)
-    count = grading.plan(inputs["rollouts"], SCORED)
+    count = grading.plan(inputs["rollouts"], batch, SCORED)
     with ThreadPoolExecutor(count) as pool:
         parts = pl.concat(pool.map(shard, range(count), [count] * count))
     assert most == [1] * 3
     whole = shard(0, 1)
     assert parts["rollout_id"].to_list() == whole["rollout_id"].to_list()
     assert parts["score"].to_list() == pytest.approx(whole["score"].to_list(), abs=1e-5)
+
+
+def test_rollouts_of_another_batch_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds 10 rollouts, its batch select/select0 asks for 2"):
+        grading.plan(rollouts_of(tmp_path, 10), batch_of(tmp_path, "haiku", samples=2), SCORED)
