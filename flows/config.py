@@ -127,10 +127,26 @@ class RunConfig(StrictConfig):
                 "policy_update.kl.place is reward: it enters leave_one_out advantages, returns and gae; set "
                 "filtering.advantage to leave_one_out, or the place to loss"
             )
-        unknown = set(self.filtering.component_weights) - {grader.label for grader in self.grading.graders}
+        self._check_components()
+        return self
+
+    def _check_components(self) -> None:
+        """What the filter takes of single graders must be there."""
+        labels = {grader.label for grader in self.grading.graders}
+        unknown = set(self.filtering.component_weights) - labels
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")
-        return self
+        for rule in self.filtering.rules:
+            if rule.rule == "majority_only" and rule.grader not in labels:
+                raise ValueError(
+                    f"filtering.rules: majority_only takes the votes of grader {rule.grader!r}, and there is none; add "
+                    "{grader: majority} to grading.graders, or name one with `grader`"
+                )
+        if self.filtering.advantage == "per_component" and not self.grading.composite.is_default:
+            raise ValueError(
+                "filtering.advantage per_component normalises the graders' scores and leaves grading.composite out; "
+                "use one of the two: the composite has {step: normalise}"
+            )
 
     def warnings(self) -> list[str]:
         """What is allowed and rarely meant."""

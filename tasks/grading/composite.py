@@ -217,18 +217,19 @@ def _components(shown: dict[str, np.ndarray], rows: int) -> pl.Series:
 def _passed(columns: _Columns, graders: Sequence[GraderConfig], config: CompositeConfig) -> pl.Series:
     """All judges' verdicts; of the instant judges alone in a group that lacks slow grades, unless it is held."""
     judges = [index for index, grader in enumerate(graders) if grader.judge]
-    passed = columns.passed[:, judges].all(axis=1)
-    if not judges:
-        return pl.Series("passed", [None] * len(passed), pl.Boolean)
-    found = pl.Series("passed", passed)
+    instant = [index for index in judges if graders[index].latency != "slow"]
+    found = _all_pass(columns, judges)
     if config.missing == "hold":
         return found
-    instant = [index for index in judges if graders[index].latency != "slow"]
-    alone = (
-        pl.Series(columns.passed[:, instant].all(axis=1)) if instant else pl.Series([None] * len(passed), pl.Boolean)
-    )
-    lacks = pl.Series("lacks", lacking(columns.table))
-    return pl.select(pl.when(lacks).then(alone).otherwise(found).alias("passed"))["passed"]
+    frame = pl.DataFrame({"found": found, "alone": _all_pass(columns, instant), "lacks": lacking(columns.table)})
+    return frame.select(pl.when("lacks").then("alone").otherwise("found").alias("passed"))["passed"]
+
+
+def _all_pass(columns: _Columns, judges: list[int]) -> pl.Series:
+    """Null without judges."""
+    if not judges:
+        return pl.repeat(None, len(columns.passed), dtype=pl.Boolean, eager=True).alias("passed")
+    return pl.Series("passed", np.asarray(columns.passed[:, judges].all(axis=1)), dtype=pl.Boolean)
 
 
 def grade_metrics(grades: pl.LazyFrame, rewards: pl.DataFrame) -> dict[str, float]:

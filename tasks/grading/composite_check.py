@@ -53,9 +53,9 @@ def _check_names(where: str, found: Phases, labels: Collection[str], *, judges: 
             _known(name, labels, f"{where}.{step.kind}.graders")
         if isinstance(step, Gate) and step.graders is None and not judges:
             raise ValueError(f"{where}.gate names no graders and none is a judge; name them, or set judge: true on one")
-    for step in (*found.components, found.combination, *found.reward):
-        if step.label in labels:
-            raise ValueError(f"{where}: a step and a grader are both called {step.label!r}; give the step another name")
+    for label in (each.label for each in (*found.components, found.combination, *found.reward)):
+        if label in labels:
+            raise ValueError(f"{where}: a step and a grader are both called {label!r}; give the step another name")
 
 
 def _known(name: str, labels: Collection[str], where: str) -> None:

@@ -5,7 +5,7 @@ combination stands, `weighted_mean` is put before the first step that names no g
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -146,12 +146,12 @@ ON_SCORES = (Normalise, Clip, Threshold)
 class Phases(NamedTuple):
     """The steps by what they act on."""
 
-    components: list[ComponentStep]
+    components: Sequence[ComponentStep]
     combination: Combination
-    reward: list[RewardStep]
+    reward: Sequence[RewardStep]
 
 
-def phases(steps: Sequence[_Step]) -> Phases:
+def phases(steps: Sequence[Any]) -> Phases:
     """The three phases of a list of steps. Raises `ValueError` for a list that has no such phases."""
     places = [place for place, step in enumerate(steps) if isinstance(step, COMBINATIONS)]
     if len(places) > 1:
@@ -173,7 +173,7 @@ def phases(steps: Sequence[_Step]) -> Phases:
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"two steps are called {label!r}; give one of them another name")
-    return Phases(list(before), combination, list(after))  # type: ignore[arg-type] checked above
+    return Phases(before, combination, after)
 
 
 class DomainConfig(StrictConfig):

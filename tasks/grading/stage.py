@@ -13,7 +13,7 @@ from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
-from tasks.grading.graders import open_grader
+from tasks.grading.graders import RULE_VERSIONS, open_grader, rule_version
 from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import check_order, shard_at, shard_count
@@ -43,11 +43,12 @@ def _samples(batch: Artifact) -> list[int]:
 
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
-    named = {spec.grader for spec in config.graders}
-    used = named - {PROMPT_VERIFIER, REWARD_MODEL}
-    if PROMPT_VERIFIER in named:
-        used.update(batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"])
-    return {name: resolve_verifier(name).version for name in sorted(used)}
+    rules = [spec for spec in config.graders if spec.grader not in (PROMPT_VERIFIER, REWARD_MODEL)]
+    found = {(spec.label if spec.grader in RULE_VERSIONS else spec.grader): rule_version(spec) for spec in rules}
+    if any(spec.grader == PROMPT_VERIFIER for spec in config.graders):
+        own = batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"]
+        found |= {name: resolve_verifier(name).version for name in own}
+    return dict(sorted(found.items()))
 
 
 def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: GradingConfig) -> Outputs:

@@ -12,6 +12,7 @@ from storage.errors import InputError
 from storage.plugins import import_named
 from tasks.grading.verdict import Verdict, VerifierFunction, required_answer, with_defaults
 from tasks.grading.verifiers.haiku import haiku
+from tasks.grading.verifiers.steps import steps
 
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
 MARKED = re.compile(r"####\s*\$?\s*(\S+)|\\boxed\{([^{}]*)\}")
@@ -92,6 +93,7 @@ VERIFIERS: dict[str, Verifier] = {
     "number": Verifier(number, "1"),
     "regex": Verifier(regex, "1"),
     "length": Verifier(length, "1"),
+    "steps": Verifier(steps, "1"),
 }
 
 
