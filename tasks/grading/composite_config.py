@@ -201,6 +201,10 @@ class CompositeConfig(StrictConfig):
         "graders' composite; impute: a control variate from the instant graders, corrected by what was observed",
     )
 
+    held_out: bool = Field(
+        False, description="whether it scores the held-out prompts too; else their score is the weighted mean"
+    )
+
     @model_validator(mode="after")
     def _in_phases(self) -> Self:
         phases(self.steps)

@@ -92,7 +92,7 @@ class GradingConfig(StrictConfig):
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
-        Iteration 0 stands for the held-out prompts.
+        Iteration 0 stands for the held-out prompts: scored by the weighted mean unless `composite.held_out`.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
@@ -110,6 +110,8 @@ class GradingConfig(StrictConfig):
 
     def _composite_of(self, graders: list[GraderConfig], iteration: int) -> CompositeConfig:
         """The composite less the graders that aren't there. Raises `InputError` for one that they can't have."""
+        if iteration == 0 and not self.composite.held_out:
+            return CompositeConfig()
         labels = {grader.label for grader in graders}
         judges = any(grader.judge for grader in graders)
         composite = self.composite.without(lambda name: name not in labels, judges)

@@ -1,4 +1,5 @@
-"""The stage `grading`: rollouts -> one grade per rollout and grader, and their composite reward."""
+"""The stage `grading`: rollouts -> one grade per rollout and grader, their composite reward, what they say
+of the graders."""
 
 import threading
 import time
@@ -10,6 +11,7 @@ from storage.errors import InputError
 from storage.policies import base_of, resolve_policy
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
+from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_graders
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
@@ -52,12 +54,17 @@ def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
 
 
 def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: GradingConfig) -> Outputs:
-    """The composite of all shards' grades. Raises `StageFailed` when a grader failed on too many rollouts."""
+    """The composite of all shards' grades, and what they say of the graders.
+
+    Raises `StageFailed` when a grader failed on too many rollouts.
+    """
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
     facts = None if config.composite.is_default else _facts(rollouts, batch)
     combined = composite(grades, config.graders, config.composite, facts)
-    return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
+    summary, agreement = summarise_graders(grades), agreement_of(grades)
+    metrics = grade_metrics(grades, combined) | analysis_metrics(summary, agreement)
+    return Outputs(metrics=metrics, rewards=combined, grader_summary=summary, grader_agreement=agreement)
 
 
 def _facts(rollouts: Artifact, batch: Artifact) -> pl.LazyFrame:

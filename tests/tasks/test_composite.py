@@ -244,6 +244,15 @@ def test_a_grader_that_is_not_active_yet_is_left_out_of_the_steps():
         only_late.active(1, has_reward_model=True)
 
 
+def test_held_out_prompts_are_scored_by_the_weighted_mean_unless_said_otherwise():
+    steps = [{"step": "normalise"}, {"step": "weighted_sum"}]
+    config = GradingConfig(graders=[A, B], composite={"steps": steps})
+    assert config.active(0, has_reward_model=False).composite.is_default
+    assert not config.active(1, has_reward_model=False).composite.is_default
+    same = GradingConfig(graders=[A, B], composite={"steps": steps, "held_out": True})
+    assert [step.kind for step in same.active(0, False).composite.steps] == ["normalise", "weighted_sum"]
+
+
 def test_a_hundred_and_sixty_thousand_rollouts_take_seconds():
     random = np.random.default_rng(0)
     count = 160_000
