@@ -6,7 +6,7 @@ Loading reaches no engine and no trainer, so checking a run file takes a second.
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -290,23 +290,29 @@ def _shown(value: Any) -> str:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] | None = RunConfig
+    """The keys of the section at a location; positions and keys of a mapping of one's own are no sections."""
+    models: list[type[BaseModel]] = [RunConfig]
     for part in location:
-        if part.isdigit():
-            continue
-        if model is None or part not in model.model_fields:
-            return []
-        model = _model_within(model.model_fields[part].annotation)
-    return list(model.model_fields) if model else []
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = _models_within(fields[0].annotation)
+        else:
+            # Of several forms of an entry pydantic names the one that its tag chose.
+            models = [model for model in models if part in _tags(model)] or models
+    return list(models[0].model_fields) if len(models) == 1 else []
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:
-    """The configuration model in an annotation such as `list[SourceConfig]` or `X | None`."""
+def _tags(model: type[BaseModel]) -> set[str]:
+    return {
+        str(tag)
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+        for tag in get_args(field.annotation)
+    }
+
+
+def _models_within(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration models in an annotation such as `list[SourceConfig]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) is not None:
-        for inner in get_args(annotation):
-            found = _model_within(inner)
-            if found:
-                return found
-    return None
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_within(inner)]

@@ -46,16 +46,22 @@ def test_the_page_has_a_snippet_per_family():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("step", "message"),
     [
-        ({"composite": {"steps": [{"step": "gate", "graders": ["polit"]}]}}, r"grading: composite.gate.graders: no grader is called 'polit', did you mean 'polite'\?"),
-        ({"composite": {"steps": [{"step": "clip", "hihg": 1}]}}, r"unknown key 'grading.composite.steps.0.clip.hihg', did you mean 'high'\?"),
-        ({"composite": {"steps": [{"step": "gat"}]}}, r"grading.composite.steps.0.*'gat'.*'gate'"),
+        (
+            {"step": "gate", "graders": ["polit"]},
+            r"composite.gate.graders: no grader is called 'polit', did you mean 'polite'\?",
+        ),
+        (
+            {"step": "clip", "hihg": 1},
+            r"unknown key 'grading.composite.steps.0.clip.hihg', did you mean 'high'\?",
+        ),
+        ({"step": "gat"}, r"grading.composite.steps.0.*'gat'.*'gate'"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_told_with_the_nearest_name(changes, message):
+)
+def test_what_does_not_fit_is_told_with_the_nearest_name(step, message):
     with pytest.raises(InputError, match=message):
-        parse_config(REST | {"grading": {"graders": GRADERS, **changes}}, "page")
+        parse_config(REST | {"grading": {"graders": GRADERS, "composite": {"steps": [step]}}}, "page")
 
 
 def test_the_filter_and_the_composite_are_checked_together():

@@ -134,3 +134,29 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
 def test_rollouts_of_another_batch_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds 10 rollouts, its batch select/select0 asks for 2"):
         grading.plan(rollouts_of(tmp_path, 10), batch_of(tmp_path, "haiku", samples=2), SCORED)
+
+
+def test_slices_of_whole_groups_vote_and_the_rewards_know_lengths_and_domains(tmp_path):
+    """Two prompts of two samples in slices of one rollout at most: still the pairs vote together."""
+    vote = GraderConfig(grader="majority", params={"answer": "text"})
+    steps = [{"step": "length_penalty", "per_token": 0.25}]
+    domains = {"other": {"steps": []}}
+    config = GradingConfig(graders=[vote], rows_per_shard=1, composite={"steps": steps, "domains": domains})
+    inputs = dict(rollouts=rollouts_of(tmp_path, 4), batch=batch_of(tmp_path, "haiku", "haiku", samples=2))
+    context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
+    count = grading.plan(**inputs, config=config)
+    assert count == 2
+    parts = [
+        grading.grade.function(
+            **inputs, reward_model=None, config=config, shard=Shard(index, count), context=context
+        ).tables["grades"]
+        for index in range(count)
+    ]
+    assert [part["rollout_id"].to_list() for part in parts] == [["r0", "r1"], ["r2", "r3"]]
+    joined = committed(tmp_path, "grades", grades=pl.concat(parts))
+    made = grading.rewards(**inputs, joined=joined, config=config)
+    assert made.tables["rewards"]["reward"].to_list() == [0.5] * 4
+    assert made.tables["grader_summary"]["ok"].to_list() == [4]
+    assert made.metrics["latency_p95_s/majority"] >= 0
+    committed(tmp_path, "grading", **made.tables)
+    assert grading.versions(config, inputs["batch"]) == {"majority": "1"}
