@@ -6,7 +6,7 @@ Loading reaches no engine and no trainer, so checking a run file takes a second.
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -127,10 +127,26 @@ class RunConfig(StrictConfig):
                 "policy_update.kl.place is reward: it enters leave_one_out advantages, returns and gae; set "
                 "filtering.advantage to leave_one_out, or the place to loss"
             )
-        unknown = set(self.filtering.component_weights) - {grader.label for grader in self.grading.graders}
+        self._check_components()
+        return self
+
+    def _check_components(self) -> None:
+        """What the filter takes of single graders must be there."""
+        labels = {grader.label for grader in self.grading.graders}
+        unknown = set(self.filtering.component_weights) - labels
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")
-        return self
+        for rule in self.filtering.rules:
+            if rule.rule == "majority_only" and rule.grader not in labels:
+                raise ValueError(
+                    f"filtering.rules: majority_only takes the votes of grader {rule.grader!r}, and there is none; add "
+                    "{grader: majority} to grading.graders, or name one with `grader`"
+                )
+        if self.filtering.advantage == "per_component" and not self.grading.composite.is_default:
+            raise ValueError(
+                "filtering.advantage per_component normalises the graders' scores and leaves grading.composite out; "
+                "use one of the two: the composite has {step: normalise}"
+            )
 
     def warnings(self) -> list[str]:
         """What is allowed and rarely meant."""
@@ -274,23 +290,29 @@ def _shown(value: Any) -> str:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] | None = RunConfig
+    """The keys of the section at a location; positions and keys of a mapping of one's own are no sections."""
+    models: list[type[BaseModel]] = [RunConfig]
     for part in location:
-        if part.isdigit():
-            continue
-        if model is None or part not in model.model_fields:
-            return []
-        model = _model_within(model.model_fields[part].annotation)
-    return list(model.model_fields) if model else []
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = _models_within(fields[0].annotation)
+        else:
+            # Of several forms of an entry pydantic names the one that its tag chose.
+            models = [model for model in models if part in _tags(model)] or models
+    return list(models[0].model_fields) if len(models) == 1 else []
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:
-    """The configuration model in an annotation such as `list[SourceConfig]` or `X | None`."""
+def _tags(model: type[BaseModel]) -> set[str]:
+    return {
+        str(tag)
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+        for tag in get_args(field.annotation)
+    }
+
+
+def _models_within(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration models in an annotation such as `list[SourceConfig]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) is not None:
-        for inner in get_args(annotation):
-            found = _model_within(inner)
-            if found:
-                return found
-    return None
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_within(inner)]

@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from flows.config import ROOT_VARIABLE, default_root
 from flows.environment import embedded
+from flows.grader_tables import agreement_rows, grader_table
 from flows.tables import cell, iteration_rows, iteration_table, number, rows_table, seconds_table, short_id, size_text
 from storage import campaigns, collection
 from storage.artifacts import Artifact, Manifest
@@ -21,6 +22,7 @@ from storage.lineage import Lineage, Node, find, list_artifacts, read_manifests
 from storage.lineage import lineage as trace
 
 SHOWN_FILES = 40
+GRADER_TABLES = ("grader_summary", "grader_agreement")
 Root = Annotated[str | None, typer.Option(help=f"Folder or s3://bucket/prefix; ${ROOT_VARIABLE} by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 
@@ -70,7 +72,7 @@ def show(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """An artifact's manifest and some of its rows."""
+    """An artifact's manifest and some of its rows; of grades also what they say of the graders."""
     where = _where(root)
     subject = find(where, artifact)
     if subject.kind != "artifact":
@@ -79,11 +81,14 @@ def show(
     manifest = found.manifest
     chosen = table or next(iter(manifest.tables), None)
     shown = found.scan(chosen).head(rows).collect().to_dicts() if chosen else []
+    graders = {name: found.read(name).to_dicts() for name in GRADER_TABLES if name in manifest.tables}
     if as_json:
-        _json({"id": found.id, "manifest": manifest.model_dump(mode="json"), "table": chosen, "rows": shown})
+        document = {"id": found.id, "manifest": manifest.model_dump(mode="json"), "table": chosen, "rows": shown}
+        _json(document | graders)
         return
     console = Console()
     _print_manifest(console, found, manifest)
+    _print_graders(console, graders)
     if chosen:
         title = f"{chosen}: {len(shown)} of {manifest.tables[chosen].rows} rows"
         if len(shown) == 1 or console.width < 120:
@@ -218,6 +223,14 @@ def _print_manifest(console: Console, artifact: Artifact, manifest: Manifest) ->
         if value not in (None, ""):
             shown = str(value).replace("\n", "\n" + " " * 20)
             console.print(f"  {name:<18}{shown}", markup=False, highlight=False)
+
+
+def _print_graders(console: Console, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Distribution, failures, latency and cost per grader, then the agreement of each two."""
+    if tables.get("grader_summary"):
+        console.print(grader_table(tables["grader_summary"]))
+    if tables.get("grader_agreement"):
+        console.print(rows_table(agreement_rows(tables["grader_agreement"]), title="agreement of the graders"))
 
 
 def _print_records(console: Console, rows: list[dict[str, Any]], title: str) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 CLOCK = {"volatile": True}
 NATS = {"unit": "nat"}
 SECONDS = {"unit": "s", "volatile": True}
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def _identifier(*, primary_key: bool = False, **options: Any) -> dy.String:
@@ -125,17 +126,51 @@ class Grade(dy.Schema):
 
 
 class Reward(dy.Schema):
-    """The weighted composite of a rollout's grades."""
+    """The composite of a rollout's grades, by default their weighted mean."""
 
     rollout_id = _identifier(primary_key=True)
     reward = dy.Float64(nullable=True, description="null unless complete")
-    components = dy.List(dy.Struct({"name": dy.String(), "value": dy.Float64()}), description="score per grader")
-    complete = dy.Bool(description="every grader answered ok")
+    components = dy.List(
+        dy.Struct({"name": dy.String(), "value": dy.Float64()}),
+        description="score per grader; then what each step of the composite added: grader/step to a score, step to "
+        "the reward; fast_only 1 where only the instant graders count; grader/imputed the score that was taken instead",
+    )
+    complete = dy.Bool(description="every grader answered ok, or composite.missing made up for the slow ones")
     passed = dy.Bool(nullable=True, description="every judge's verdict holds; null without judges")
 
     @dy.rule()
     def reward_only_when_complete(cls) -> pl.Expr:
         return pl.col("complete") == pl.col("reward").is_not_null()
+
+
+class GraderSummary(dy.Schema):
+    """What one grader said of an artifact's rollouts, in numbers."""
+
+    grader = _identifier(primary_key=True)
+    rollouts = dy.Int64(min=0)
+    ok = dy.Int64(min=0)
+    failed = dy.Int64(min=0)
+    pending = dy.Int64(min=0)
+    score_mean = dy.Float64(nullable=True)
+    score_std = dy.Float64(nullable=True, min=0)
+    passed_fraction = dy.Float64(nullable=True, description="null where the grader draws no line")
+    quantiles = dy.List(dy.Float64(), description=f"of the scores, at {QUANTILES}; empty without a score")
+    low = dy.Float64(description="where the histogram begins")
+    high = dy.Float64(description="where it ends")
+    histogram = dy.List(dy.Int64(min=0), description="scores in even bins from low to high")
+    latency_p50_s = dy.Float64(min=0, metadata=SECONDS)
+    latency_p95_s = dy.Float64(min=0, metadata=SECONDS)
+    cost = dy.Float64(min=0, description="of all answers, in the grader's own currency")
+
+
+class GraderAgreement(dy.Schema):
+    """How much two graders agree on the rollouts that both answered."""
+
+    grader = _identifier(primary_key=True)
+    other = _identifier(primary_key=True)
+    rollouts = dy.Int64(min=0)
+    spearman = dy.Float64(nullable=True, min=-1, max=1, description="of the scores; null where one never varies")
+    kappa = dy.Float64(nullable=True, max=1, description="Cohen's, of the verdicts; null without verdicts to compare")
 
 
 class Trajectory(dy.Schema):
@@ -229,6 +264,8 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "rollouts": Rollout,
     "grades": Grade,
     "rewards": Reward,
+    "grader_summary": GraderSummary,
+    "grader_agreement": GraderAgreement,
     "trajectories": Trajectory,
     "ledger": LedgerEntry,
     "preferences": Preference,

@@ -23,8 +23,9 @@ Advantage = Literal[
 class RuleConfig(StrictConfig):
     """One rule of `tasks.filtering.rules` and its threshold."""
 
-    rule: Literal["no_variance", "truncated", "aborted"]
+    rule: Literal["no_variance", "truncated", "aborted", "majority_only", "best_only"]
     threshold: float | None = Field(default=None, ge=0, description="default: the rule's own")
+    grader: str = Field("majority", min_length=1, description="majority_only: the grader whose votes it takes")
 
 
 class OverlongConfig(StrictConfig):
@@ -48,7 +49,8 @@ class FilteringConfig(StrictConfig):
 
     rules: list[RuleConfig] = Field(
         default_factory=lambda: [RuleConfig(rule="aborted"), RuleConfig(rule="no_variance")],
-        description="no_variance: groups whose rewards' standard deviation is at most the threshold",
+        description="no_variance: groups whose rewards' standard deviation is at most the threshold; majority_only: "
+        "what the majority's answer isn't; best_only: all but the threshold's number (1) of best rewards in a group",
     )
     overlong: OverlongConfig | None = Field(None, description="added to the reward before the advantage is taken")
     advantage: Advantage = Field(

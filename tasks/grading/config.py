@@ -1,11 +1,13 @@
 """Which graders score the rollouts, how much each weighs, and from which iteration."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
+from tasks.grading.composite_check import check_composite
+from tasks.grading.composite_config import CompositeConfig
 
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
@@ -43,6 +45,9 @@ class GraderConfig(StrictConfig):
     score_range: tuple[float, float] | None = Field(
         default=(0.0, 1.0), description="a score outside fails its row; null: every finite score is taken"
     )
+    latency: Literal["instant", "slow"] = Field(
+        default="instant", description="slow: its grades may come later; composite.missing says what a group does then"
+    )
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:
@@ -57,10 +62,13 @@ class GraderConfig(StrictConfig):
 
 
 class GradingConfig(StrictConfig):
-    """The graders and their weights."""
+    """The graders, their weights, and how their grades become a reward."""
 
     graders: list[GraderConfig] = Field(default_factory=lambda: [GraderConfig()], min_length=1)
-    rows_per_shard: int = unhashed(20_000, "rollouts that one grader scores in one shard, at most", ge=1)
+    composite: CompositeConfig = CompositeConfig()
+    rows_per_shard: int = unhashed(
+        20_000, "rollouts that one grader scores in one shard, about: groups stay whole", ge=1
+    )
     max_failed_fraction: float = unhashed(
         0.1, "the stage fails when a grader fails on a larger share of the rollouts", ge=0, le=1
     )
@@ -73,6 +81,7 @@ class GradingConfig(StrictConfig):
                 raise ValueError(f"two graders are called {label!r}; give one of them another name")
         if sum(grader.weight for grader in self.graders) == 0:
             raise ValueError("every grader has weight 0; give one of them a positive weight")
+        check_composite(self.composite, self.graders)
         return self
 
     @property
@@ -83,7 +92,7 @@ class GradingConfig(StrictConfig):
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
-        Iteration 0 stands for the held-out prompts.
+        Iteration 0 stands for the held-out prompts: scored by the weighted mean unless `composite.held_out`.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
@@ -97,4 +106,19 @@ class GradingConfig(StrictConfig):
                 f"grading: no grader with a weight is active in iteration {iteration}; "
                 "set from_iteration of one to it or lower, or add {grader: verifier}"
             )
-        return self.model_copy(update={"graders": graders})
+        return self.model_copy(update={"graders": graders, "composite": self._composite_of(graders, iteration)})
+
+    def _composite_of(self, graders: list[GraderConfig], iteration: int) -> CompositeConfig:
+        """The composite less the graders that aren't there. Raises `InputError` for one that they can't have."""
+        if iteration == 0 and not self.composite.held_out:
+            return CompositeConfig()
+        labels = {grader.label for grader in graders}
+        judges = any(grader.judge for grader in graders)
+        composite = self.composite.without(lambda name: name not in labels, judges)
+        if not any(grader.latency == "slow" for grader in graders):
+            composite = composite.model_copy(update={"missing": "hold"})
+        try:
+            check_composite(composite, graders)
+        except ValueError as error:
+            raise InputError(f"grading, in iteration {iteration}: {error}") from None
+        return composite

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from storage.errors import PosttrainError
 from tasks.grading.config import GraderConfig
+from tasks.grading.majority import MajorityGrader
+from tasks.grading.process import ProcessGrader
 from tasks.grading.sample import Sample
 from tasks.grading.sandbox import grader as python_code
 from tasks.grading.verdict import Answer, Failure
@@ -94,7 +96,23 @@ def _verify(sample: Sample) -> Answer:
 
 
 # What `grader` names -> how it is opened. A name that isn't here is a verifier's.
-GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {python_code.NAME: python_code.CodeGrader}
+GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {
+    python_code.NAME: python_code.CodeGrader,
+    "majority": MajorityGrader,
+    "process": ProcessGrader,
+}
+# The same names -> the version of the rule, which is part of the fingerprint.
+RULE_VERSIONS: dict[str, Callable[[GraderConfig], str]] = {
+    "majority": lambda config: MajorityGrader(config).rule_version,
+    "process": lambda config: ProcessGrader(config).rule_version,
+}
+
+
+def rule_version(config: GraderConfig) -> str:
+    """The version of a grader's or verifier's rule. Raises `InputError` for a name or params that there aren't."""
+    if config.grader in RULE_VERSIONS:
+        return RULE_VERSIONS[config.grader](config)
+    return resolve_verifier(config.grader).version
 
 
 def open_grader(config: GraderConfig) -> Grader:

@@ -1,4 +1,5 @@
-"""The stage `grading`: rollouts -> one grade per rollout and grader, and their composite reward."""
+"""The stage `grading`: rollouts -> one grade per rollout and grader, their composite reward, what they say
+of the graders."""
 
 import threading
 import time
@@ -10,13 +11,14 @@ from storage.errors import InputError
 from storage.policies import base_of, resolve_policy
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
+from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_graders
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
-from tasks.grading.graders import open_grader
+from tasks.grading.graders import RULE_VERSIONS, open_grader, rule_version
 from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
-from tasks.grading.shards import shard_at, shard_count
+from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
@@ -24,29 +26,57 @@ from tasks.grading.verifiers.registry import resolve_verifier
 _one_reward_model = threading.Lock()
 
 
-def plan(rollouts: Artifact, config: GradingConfig) -> int:
-    """Every grader times every slice of the rollouts."""
-    return shard_count(rollouts.manifest.tables["rollouts"].rows, config)
+def plan(rollouts: Artifact, batch: Artifact, config: GradingConfig) -> int:
+    """Every grader times every slice of the rollouts. Raises `InputError` for rollouts of another batch."""
+    samples = _samples(batch)
+    rows = rollouts.manifest.tables["rollouts"].rows
+    if sum(samples) != rows:
+        raise InputError(
+            f"{rollouts.id} holds {rows} rollouts, its batch {batch.id} asks for {sum(samples)}; "
+            "grade with the batch that they were made from"
+        )
+    return shard_count(samples, config)
+
+
+def _samples(batch: Artifact) -> list[int]:
+    """How many samples each prompt has, in the order of the rollouts."""
+    return batch.scan("batch").select("samples").collect()["samples"].to_list()
 
 
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
-    named = {spec.grader for spec in config.graders}
-    used = named - {PROMPT_VERIFIER, REWARD_MODEL}
-    if PROMPT_VERIFIER in named:
-        used.update(batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"])
-    return {name: resolve_verifier(name).version for name in sorted(used)}
+    rules = [spec for spec in config.graders if spec.grader not in (PROMPT_VERIFIER, REWARD_MODEL)]
+    found = {(spec.label if spec.grader in RULE_VERSIONS else spec.grader): rule_version(spec) for spec in rules}
+    if any(spec.grader == PROMPT_VERIFIER for spec in config.graders):
+        own = batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"]
+        found |= {name: resolve_verifier(name).version for name in own}
+    return dict(sorted(found.items()))
 
 
-def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
-    """The composite of all shards' grades. Raises `StageFailed` when a grader failed on too many rollouts."""
+def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: GradingConfig) -> Outputs:
+    """The composite of all shards' grades, and what they say of the graders.
+
+    Raises `StageFailed` when a grader failed on too many rollouts.
+    """
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
-    combined = composite(grades, config.graders)
-    return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
+    facts = None if config.composite.is_default else _facts(rollouts, batch)
+    combined = composite(grades, config.graders, config.composite, facts)
+    summary, agreement = summarise_graders(grades), agreement_of(grades)
+    metrics = grade_metrics(grades, combined) | analysis_metrics(summary, agreement)
+    return Outputs(metrics=metrics, rewards=combined, grader_summary=summary, grader_agreement=agreement)
 
 
-@stage("grading", version=3, shards=plan, combine=rewards, extra=versions)
+def _facts(rollouts: Artifact, batch: Artifact) -> pl.LazyFrame:
+    """What the composite's steps ask of a rollout: its group, its length, its prompt's domain."""
+    domains = batch.scan("batch").select("prompt_id", "domain")
+    sampled = rollouts.scan("rollouts").select(
+        "rollout_id", "prompt_id", pl.col("token_ids").list.len().alias("tokens")
+    )
+    return sampled.join(domains, on="prompt_id", how="left").rename({"prompt_id": "group_id"})
+
+
+@stage("grading", version=4, shards=plan, combine=rewards, extra=versions)
 def grade(
     rollouts: Artifact,
     batch: Artifact,
@@ -57,12 +87,14 @@ def grade(
     context: StageContext,
 ) -> Outputs:
     """One grader's grades of one slice. `config` is already `active` for the iteration."""
-    part = shard_at(shard.index, shard.count, rollouts.manifest.tables["rollouts"].rows, config.graders)
+    part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
         return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
-    samples = list(samples_of(sampled.select(SAMPLE_COLUMNS).collect(), batch.read("batch"), part.grader))
+    entries, texts = batch.read("batch"), sampled.select(SAMPLE_COLUMNS).collect()
+    check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
+    samples = list(samples_of(texts, entries, part.grader))
     grader = open_grader(part.grader)
     try:
         return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))

@@ -38,6 +38,7 @@ def figures(content: Content) -> list[Figure]:
         reward_figure(content.rewards),
         histogram_figure("reward-distribution", "Reward distribution", "reward", content.reward_histogram),
         histogram_figure("lengths", "Response lengths", "tokens", content.length_histogram),
+        graders_figure(content.graders),
         decisions_figure(content.decisions),
         seconds_figure(content.seconds),
         reward_model_figure(content.reward_models),
@@ -149,6 +150,33 @@ def ridges(frames: Sequence[pl.DataFrame], unit: str) -> Spec:
     labels = {"tickvals": list(range(len(x))), "ticktext": [str(each) for each in x]}
     yaxis = {"title": {"text": "iteration"}, **labels, "zeroline": False, "range": [-0.1, len(x) + 0.05]}
     return _spec(traces, {"xaxis": {"title": {"text": unit}, "zeroline": False}, "yaxis": yaxis, "showlegend": False})
+
+
+def graders_figure(rows: Rows) -> Figure | None:
+    """A box per grader of the newest iteration: its scores' quartiles, whiskers over the middle 90 %."""
+    boxes = [(row, row["quantiles"]) for row in rows if row["quantiles"]]
+    if not boxes:
+        return None
+    names = [str(row["grader"]) for row, _ in boxes]
+    points = zip(*(quantiles for _, quantiles in boxes), strict=True)
+    _, low, lower, middle, upper, high, _ = ([finite(value) for value in each] for each in points)
+    trace = {
+        "type": "box",
+        "x": names,
+        "lowerfence": low,
+        "q1": lower,
+        "median": middle,
+        "q3": upper,
+        "upperfence": high,
+        "mean": [finite(row["score_mean"]) for row, _ in boxes],
+        "boxpoints": False,
+        "line": {"color": PALETTE[3]},
+    }
+    layout = {"xaxis": {"title": {"text": "grader"}}, "yaxis": {"title": {"text": "score"}}, "showlegend": False}
+    note = (
+        f"Scores of the training rollouts of iteration {boxes[0][0]['iteration']}: quartiles, whiskers at 5 and 95 %."
+    )
+    return Figure("graders", "Graders", note, _spec([trace], layout))
 
 
 def decisions_figure(decisions: pl.DataFrame) -> Figure | None:

@@ -29,6 +29,8 @@ class Content:
     seconds: pl.DataFrame
     training: pl.DataFrame
     reward_models: list[dict[str, Any]]
+    graders: list[dict[str, Any]]
+    agreement: list[dict[str, Any]]
     samples: list[Sample]
     provenance: list[dict[str, Any]]
 
@@ -54,6 +56,8 @@ def gather(history: History, config: ReportConfig) -> Content:
         seconds=seconds(steps),
         training=training(steps),
         reward_models=_metrics(steps, "reward_model"),
+        graders=newest_rows(steps, "grader_summary"),
+        agreement=newest_rows(steps, "grader_agreement"),
         samples=side_by_side(steps, config.samples, config.answers),
         provenance=provenance(steps),
     )
@@ -179,6 +183,15 @@ def provenance(steps: Steps) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def newest_rows(steps: Steps, table: str) -> list[dict[str, Any]]:
+    """The rows of a small table of the newest iteration's grades, each with its `iteration`."""
+    found = _having(steps, "grading", table)
+    if not found:
+        return []
+    newest = max(found)
+    return [{"iteration": newest, **row} for row in found[newest].read(table).to_dicts()]
 
 
 def _metrics(steps: Steps, step: str) -> list[dict[str, Any]]:

@@ -134,6 +134,29 @@ def test_show_of_an_artifact_without_tables(root):
     assert "reward_mean 0.31" in invoke("show", f"grading/{digest(['grading', 1])}", "--root", root)
 
 
+def test_show_of_grades_tells_of_the_graders(root, tmp_path):
+    summary = {
+        "grader": "haiku",
+        "rollouts": 8,
+        "ok": 6,
+        "failed": 2,
+        "pending": 0,
+        "score_mean": 0.41,
+        "score_std": 0.2,
+    }
+    summary |= {"passed_fraction": 0.25, "quantiles": [0.0, 0.1, 0.2, 0.4, 0.6, 0.9, 1.0], "low": 0.0, "high": 1.0}
+    summary |= {"histogram": [4, 0, 1, 1], "latency_p50_s": 0.002, "latency_p95_s": 0.0045, "cost": 1.5}
+    agreement = {"grader": "haiku", "other": "judge", "rollouts": 6, "spearman": 0.622, "kappa": 0.5}
+    tables = {"grader_summary": pl.DataFrame([summary]), "grader_agreement": pl.DataFrame([agreement])}
+    made = commit(root, tmp_path, 4, "grading", Outputs(**tables))
+    text = " ".join(invoke("show", made.id, "--root", root).replace("│", " ").split())
+    assert "haiku 6 2 0 0.410 0.200 0.100 0.400 0.900 0.250 0 █ ▂▂ 1 2 4.5 1.5" in text
+    assert "haiku, judge 6 0.622 0.500" in text
+    found = json.loads(invoke("show", made.id, "--root", root, "--json"))
+    assert found["grader_summary"][0]["histogram"] == [4, 0, 1, 1]
+    assert found["grader_agreement"][0]["spearman"] == 0.622
+
+
 def test_lineage_as_a_tree_and_as_json(root):
     update = f"policy_update/{digest(['policy_update', 1])}"
     text = invoke("lineage", update, "--root", root)

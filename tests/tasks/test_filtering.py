@@ -24,7 +24,14 @@ ROLLOUTS = st.lists(
 COMPONENTS = pl.List(pl.Struct({"name": pl.String, "value": pl.Float64}))
 CONFIGS = st.builds(
     FilteringConfig,
-    rules=st.lists(st.builds(RuleConfig, rule=st.sampled_from(["no_variance", "truncated", "aborted"])), max_size=3),
+    rules=st.lists(
+        st.builds(
+            RuleConfig,
+            rule=st.sampled_from(["no_variance", "truncated", "aborted", "majority_only", "best_only"]),
+            grader=st.just("a"),
+        ),
+        max_size=3,
+    ),
     advantage=st.sampled_from(get_args(Advantage)),
 )
 
@@ -172,3 +179,29 @@ def test_what_the_judges_said_reaches_the_trajectories():
     rollouts, rewards = frames([(0, 0.1, "stop"), (0, 0.9, "stop")])
     decided = decide(rollouts, rewards.with_columns(passed=pl.Series([False, True])), FilteringConfig())
     assert trajectories_of(rollouts, decided, 3)["passed"].to_list() == [False, True]
+
+
+def test_only_the_majoritys_answers_train_and_the_ledger_says_so():
+    rollouts, rewards = frames([(0, 0.2, "stop"), (0, 0.9, "stop"), (0, 0.4, "stop"), (1, 0.5, "stop")])
+    votes = [1.0, 1.0, 0.0, None]
+    components = [
+        [{"name": "other", "value": 1.0}, *([] if vote is None else [{"name": "votes", "value": vote}])]
+        for vote in votes
+    ]
+    graded = rewards.with_columns(components=pl.Series(components, dtype=COMPONENTS))
+    config = FilteringConfig(rules=[RuleConfig(rule="majority_only", grader="votes")], advantage="positive_reward")
+    decided = decide(rollouts, graded, config)
+    assert ledger_of(decided).select("rule", "value", "threshold").rows() == [
+        ("kept", None, None), ("kept", None, None), ("majority_only", 0.0, 0.5), ("majority_only", 0.0, 0.5),
+    ]  # fmt: skip
+    assert trajectories_of(rollouts, decided, 3)["advantage"].to_list() == [0.2, 0.9]
+
+
+def test_best_of_n_keeps_the_best_of_each_group():
+    rows = [(0, 0.2, "stop"), (0, 0.9, "stop"), (0, 0.9, "stop"), (1, None, "stop"), (1, 0.1, "stop")]
+    rollouts, rewards = frames(rows)
+    best = decide(rollouts, rewards, FilteringConfig(rules=[RuleConfig(rule="best_only")]))
+    assert best["rule"].to_list() == ["best_only", "kept", "best_only", "incomplete", "kept"]
+    assert best["value"].to_list()[:3] == [3, None, 2]
+    two = decide(rollouts, rewards, FilteringConfig(rules=[RuleConfig(rule="best_only", threshold=2)]))
+    assert two["kept"].to_list() == [False, True, True, False, True]

@@ -22,7 +22,7 @@ from tasks.grading.grade import grade_samples
 from tasks.grading.graders import open_grader
 from tasks.grading.sample import samples_of
 from tasks.grading.scores import grades_from_scores
-from tasks.grading.shards import shard_at, shard_count
+from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import Verdict
 
 HAIKU = "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."
@@ -193,26 +193,37 @@ def test_a_rollout_that_one_grader_never_saw_is_incomplete():
     assert rewards.select("rollout_id", "reward").rows() == [("r", None), ("s", 1.0)]
 
 
-@given(rows=st.integers(0, 70), per_shard=st.integers(1, 30), graders=st.integers(1, 3))
-def test_shards_cover_every_rollout_of_every_grader_once(rows, per_shard, graders):
+@given(samples=st.lists(st.integers(1, 9), max_size=12), per_shard=st.integers(1, 30), graders=st.integers(1, 3))
+def test_shards_cover_every_rollout_of_every_grader_once_and_part_no_group(samples, per_shard, graders):
     config = GradingConfig(
         graders=[GraderConfig(name=f"g{index}") for index in range(graders)], rows_per_shard=per_shard
     )
-    seen = []
-    count = shard_count(rows, config)
+    seen, ends = [], {0, *np.cumsum(samples).tolist()}
+    count = shard_count(samples, config)
     for index in range(count):
-        part = shard_at(index, count, rows, config.graders)
-        assert part.rows <= per_shard
+        part = shard_at(index, count, samples, config.graders)
+        assert {part.first, part.first + part.rows} <= ends
+        assert part.rows > 0 or not samples
+        assert part.rows < per_shard + max(samples, default=1)
         seen += [(part.grader.label, row) for row in range(part.first, part.first + part.rows)]
-    assert sorted(seen) == [(f"g{index}", row) for index in range(graders) for row in range(rows)]
+    assert sorted(seen) == [(f"g{index}", row) for index in range(graders) for row in range(sum(samples))]
 
 
 def test_shards_of_another_size_but_equal_number_are_the_same_shards():
     """An earlier attempt's shards are found by number: 10 rollouts in fives and in sixes are two shards each."""
     fives, sixes = GradingConfig(rows_per_shard=5), GradingConfig(rows_per_shard=6)
-    assert shard_count(10, fives) == shard_count(10, sixes) == 2
-    assert [shard_at(index, 2, 10, fives.graders)[1:] for index in (0, 1)] == [(0, 5), (5, 5)]
+    samples = [2] * 5
+    assert shard_count(samples, fives) == shard_count(samples, sixes) == 2
+    assert [shard_at(index, 2, samples, fives.graders)[1:] for index in (0, 1)] == [(0, 6), (6, 4)]
     assert hashed_part(fives) == hashed_part(sixes)
+
+
+def test_rollouts_in_another_order_than_their_batch_are_refused():
+    check_order(["p", "q", "q"], ["o", "p", "q"], [1, 1, 2], first=1)
+    with pytest.raises(InputError, match="rollout 2 is of prompt p, the batch says prompt q"):
+        check_order(["q", "p"], ["o", "p", "q"], [1, 0, 2], first=1)
+    with pytest.raises(InputError, match="rollout 2 is of prompt q, the batch says no more rollouts"):
+        check_order(["q", "q"], ["o", "q"], [1, 1], first=1)
 
 
 def test_the_graders_of_an_iteration():

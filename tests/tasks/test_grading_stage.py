@@ -35,12 +35,12 @@ def committed(tmp_path, name, **outputs) -> Artifact:
     return artifact
 
 
-def batch_of(tmp_path, *verifiers: str) -> Artifact:
+def batch_of(tmp_path, *verifiers: str, samples: int = 1) -> Artifact:
     rows = [
         dict(
             prompt_id=f"p{index}",
             position=index,
-            samples=1,
+            samples=samples,
             answer=None,
             domain="",
             rubric=None,
@@ -55,7 +55,9 @@ def batch_of(tmp_path, *verifiers: str) -> Artifact:
 
 def rollouts_of(tmp_path, count: int) -> Artifact:
     rows = [
-        dict(rollout_id=f"r{index}", prompt_id="p0", sample_index=index, iteration=1, policy_id="policy")
+        dict(
+            rollout_id=f"r{index}", prompt_id=f"p{index // 2}", sample_index=index % 2, iteration=1, policy_id="policy"
+        )
         | dict(prompt_token_ids=[1, 2, 3], token_ids=[4 + index, 5], logprobs=[-0.5, -0.5], text="x")
         | dict(finish_reason="stop", engine="transformers", sampling="{}", created_at=datetime(2026, 1, 1, tzinfo=UTC))
         for index in range(count)
@@ -101,7 +103,8 @@ def reward_model(tmp_path, tiny_model) -> Artifact:
 
 
 def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path, reward_model, monkeypatch):
-    inputs = dict(rollouts=rollouts_of(tmp_path, 10), batch=batch_of(tmp_path, "haiku"), reward_model=reward_model)
+    batch = batch_of(tmp_path, *["haiku"] * 5, samples=2)
+    inputs = dict(rollouts=rollouts_of(tmp_path, 10), batch=batch, reward_model=reward_model)
     context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
     inside, most = [], []
 
@@ -119,10 +122,41 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
         return made.tables["grades"]
 
     monkeypatch.setattr(grading, "score", watched)
-    count = grading.plan(inputs["rollouts"], SCORED)
+    count = grading.plan(inputs["rollouts"], batch, SCORED)
     with ThreadPoolExecutor(count) as pool:
         parts = pl.concat(pool.map(shard, range(count), [count] * count))
     assert most == [1] * 3
     whole = shard(0, 1)
     assert parts["rollout_id"].to_list() == whole["rollout_id"].to_list()
     assert parts["score"].to_list() == pytest.approx(whole["score"].to_list(), abs=1e-5)
+
+
+def test_rollouts_of_another_batch_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds 10 rollouts, its batch select/select0 asks for 2"):
+        grading.plan(rollouts_of(tmp_path, 10), batch_of(tmp_path, "haiku", samples=2), SCORED)
+
+
+def test_slices_of_whole_groups_vote_and_the_rewards_know_lengths_and_domains(tmp_path):
+    """Two prompts of two samples in slices of one rollout at most: still the pairs vote together."""
+    vote = GraderConfig(grader="majority", params={"answer": "text"})
+    steps = [{"step": "length_penalty", "per_token": 0.25}]
+    domains = {"other": {"steps": []}}
+    config = GradingConfig(graders=[vote], rows_per_shard=1, composite={"steps": steps, "domains": domains})
+    inputs = dict(rollouts=rollouts_of(tmp_path, 4), batch=batch_of(tmp_path, "haiku", "haiku", samples=2))
+    context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
+    count = grading.plan(**inputs, config=config)
+    assert count == 2
+    parts = [
+        grading.grade.function(
+            **inputs, reward_model=None, config=config, shard=Shard(index, count), context=context
+        ).tables["grades"]
+        for index in range(count)
+    ]
+    assert [part["rollout_id"].to_list() for part in parts] == [["r0", "r1"], ["r2", "r3"]]
+    joined = committed(tmp_path, "grades", grades=pl.concat(parts))
+    made = grading.rewards(**inputs, joined=joined, config=config)
+    assert made.tables["rewards"]["reward"].to_list() == [0.5] * 4
+    assert made.tables["grader_summary"]["ok"].to_list() == [4]
+    assert made.metrics["latency_p95_s/majority"] >= 0
+    committed(tmp_path, "grading", **made.tables)
+    assert grading.versions(config, inputs["batch"]) == {"majority": "1"}

@@ -158,13 +158,33 @@ def train(folder: Path, iteration: int, rng: random.Random) -> dict[str, Artifac
     return {
         "select": commit(folder, iteration, "select", Outputs(batch=batch(prompts, "train"))),
         "rollouts": commit(folder, iteration, "rollouts", Outputs(metrics=counts, rollouts=made)),
-        "grading": commit(folder, iteration, "grading", Outputs(metrics=means | graders, rewards=scored)),
+        "grading": commit(
+            folder, iteration, "grading", Outputs(metrics=means | graders, rewards=scored, **analysis(iteration))
+        ),
         "filtering": commit(folder, iteration, "filtering", Outputs(ledger=ledger)),
         "reward_model": commit(
             folder, iteration, "reward_model", Outputs(metrics={"heldout_accuracy": 0.6 + iteration / 30})
         ),
         "policy_update": commit(folder, iteration, "policy_update", Outputs(steps=pl.DataFrame(steps))),
     }
+
+
+def analysis(iteration: int) -> dict[str, pl.DataFrame]:
+    """What a grading stage says of its graders; the judge failed everywhere in the first iteration."""
+    quantiles = [0.0, 0.1, 0.2, 0.4, 0.6, 0.9, 1.0]
+    shared = {"rollouts": 256, "pending": 0, "low": 0.0, "high": 1.0, "histogram": [128, 128], "latency_p50_s": 0.002}
+    rows = [
+        {"grader": "haiku", "ok": 256, "failed": 0, "score_mean": 0.411, "score_std": 0.2, "passed_fraction": 0.25}
+        | {"quantiles": quantiles, "latency_p95_s": 0.0045, "cost": 0.0},
+        {"grader": "judge<1>", "ok": 192, "failed": 64, "score_mean": 0.7, "score_std": 0.1, "passed_fraction": None}
+        | {"quantiles": [] if iteration == 1 else quantiles, "latency_p95_s": 1.5, "cost": 3.75},
+    ]
+    summary = pl.DataFrame([shared | row for row in rows])
+    agreement = pl.DataFrame(
+        [{"grader": "haiku", "other": "judge<1>", "rollouts": 192, "spearman": 0.622, "kappa": None}],
+        schema_overrides={"kappa": pl.Float64},
+    )
+    return {"grader_summary": summary, "grader_agreement": agreement}
 
 
 def whole_history(folder: Path, iterations: int = 3) -> dict[str, Artifact]:
@@ -232,6 +252,16 @@ def test_headline_and_tables_hold_the_numbers(page):
     assert digest(["policy", 3])[:12] in text
     assert f"policy_update/{digest(['policy_update', 2])}" in text
     assert "mlflow-2" in text and "flow-3" in text
+
+
+def test_the_analysis_of_responses_tells_of_every_grader(page):
+    text = " ".join(page.text.split())
+    assert "What each grader said of the training rollouts of iteration 3" in text
+    assert "haiku256 0.0 %0 0.4110.200 0.4000.250 2.00 ms4.50 ms 0.00" in text
+    assert "judge<1>192 25.0 %0 0.7000.100 0.400– 2.00 ms1,500.00 ms 3.75" in text
+    assert "haiku, judge<1>1920.622–" in text
+    [box] = json.loads(page.scripts[1])["graders"]["data"]
+    assert (box["x"], box["median"], box["upperfence"]) == (["haiku", "judge<1>"], [0.4, 0.4], [0.9, 0.9])
 
 
 def test_figures_hold_the_numbers_and_parse_as_json(page):

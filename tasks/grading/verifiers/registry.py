@@ -13,6 +13,7 @@ from storage.plugins import import_named
 from tasks.grading.sandbox import grader as sandboxed
 from tasks.grading.verdict import Verdict, VerifierFunction, required_answer, with_defaults
 from tasks.grading.verifiers.haiku import haiku
+from tasks.grading.verifiers.steps import steps
 
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
 MARKED = re.compile(r"####\s*\$?\s*(\S+)|\\boxed\{([^{}]*)\}")
@@ -94,6 +95,7 @@ VERIFIERS: dict[str, Verifier] = {
     "regex": Verifier(regex, "1"),
     "length": Verifier(length, "1"),
     sandboxed.NAME: Verifier(sandboxed.python_code, sandboxed.VERSION),
+    "steps": Verifier(steps, "1"),
 }
 
 
