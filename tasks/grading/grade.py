@@ -39,7 +39,7 @@ def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfi
 
 def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     """The samples of distinct content, and for every sample the place of its content among them."""
-    known: dict[tuple[str, str, bool], int] = {}
+    known: dict[tuple[str, str, bool, int], int] = {}
     distinct: list[Sample] = []
     places = []
     for sample in samples:

@@ -39,7 +39,7 @@ class Grader(Protocol):
 
 
 class VerifierGrader:
-    """Grades by verifiers, functions of text, answer and parameters."""
+    """Grades by verifiers, functions of text, answer and parameters or of the whole sample."""
 
     compares_group = False
 
@@ -63,7 +63,7 @@ class VerifierGrader:
 def _verify(sample: Sample) -> Answer:
     verifier = resolve_verifier(sample.verifier)
     try:
-        return verifier.function(sample.text, sample.answer, sample.params)
+        return verifier.verify(sample)
     except PosttrainError:
         raise
     except Exception as error:

@@ -34,9 +34,9 @@ class Sample(NamedTuple):
     params: Mapping[str, Any]
 
     @property
-    def content(self) -> tuple[str, str, bool]:
+    def content(self) -> tuple[str, str, bool, int]:
         """What a grade depends on besides the grader: equal outputs to one prompt get one grade."""
-        return self.prompt_id, self.text, self.truncated
+        return self.prompt_id, self.text, self.truncated, self.tokens
 
 
 def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig) -> Iterator[Sample]:
