@@ -35,5 +35,3 @@ def restored(name: str, entry: dict[str, Any]) -> dict[str, Any]:
         return entry
     metadata = entry["metadata"]
     return {**entry, "metadata": {**metadata, field: tuple(tuple(row) for row in metadata[field])}}
-
-

@@ -49,7 +49,9 @@ def _row(name: str, index: int, dataset: Any, config: dict[str, Any], params: di
         return Rejection(source, index + 1, "not_json", field="metadata", found=excerpt(str(error)), expected="JSON")
     answer = kept["answer"]
     if answer is not None and dataset.score_answer(answer, restored(name, kept)) != 1.0:
-        return Rejection(source, index + 1, "answer_not_right", field="answer", found=excerpt(answer), expected="score 1")
+        return Rejection(
+            source, index + 1, "answer_not_right", field="answer", found=excerpt(answer), expected="score 1"
+        )
     verifier_params = {"dataset": name, "entry": kept, "config": config}
     if params.get("tags_required", False):
         verifier_params["tags_required"] = True
@@ -67,8 +69,9 @@ def _checked(params: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int, in
     if unknown:
         raise InputError(f"generator reasoning_gym: unknown params {unknown}; there are {list(KNOWN_PARAMS)}")
     datasets, size, seed = params.get("datasets"), params.get("size", 100), params.get("seed")
-    named = dict.fromkeys(datasets, {}) if isinstance(datasets, list) and datasets else datasets
-    if not isinstance(named, dict) or not all(isinstance(config or {}, dict) for config in named.values()):
+    listed = isinstance(datasets, list) and all(isinstance(name, str) for name in datasets)
+    named = dict.fromkeys(datasets or []) if listed else datasets
+    if not isinstance(named, dict) or not named or not all(isinstance(config or {}, dict) for config in named.values()):
         raise InputError(
             f"generator reasoning_gym: params.datasets is {datasets!r}; expected names such as [sudoku, countdown], "
             "or names with their options such as {sudoku: {max_empty: 20}}"

@@ -10,6 +10,7 @@ from storage.errors import InputError
 Read = TypeVar("Read")
 REMEMBERED_PARAMS = 4096
 
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A score, and what is known beside it.

@@ -54,10 +54,10 @@ def _exponent(node: ast.AST, names: AbstractSet[str]) -> int:
     if any(isinstance(each, ast.BinOp) and isinstance(each.op, ast.Pow) for each in ast.walk(node)):
         raise ValueError("a tower of powers")
     _bits(node, names)
-    numbers = [abs(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)]
     largest = 1
-    for number in numbers:
-        largest *= max(1, int(number))
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant) and isinstance(each.value, int | float):
+            largest *= max(1, int(each.value))
     if largest > LARGEST_EXPONENT:
         raise ValueError("a large exponent")
     return largest

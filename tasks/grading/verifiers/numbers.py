@@ -29,7 +29,8 @@ def number(text: str, answer: str | None, params: Mapping[str, Any]) -> Verdict:
 
 def final_number(text: str) -> Decimal | None:
     """The number after the last #### or in the last \\boxed{}, else the last number of the text."""
-    marked = MARKED.findall(text) if "####" in text or "\\boxed{" in text else None
+    marks = [place for place in (text.find("####"), text.find("\\boxed{")) if place >= 0]
+    marked = MARKED.findall(text, min(marks)) if marks else None
     numbers = NUMBER.findall("".join(marked[-1])) if marked else _last_numbers(text)
     if not numbers:
         return None

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from storage.errors import InputError
@@ -11,10 +11,15 @@ from tasks._sources.procedures import open_dataset, restored
 from tasks.grading.verdict import Verdict, checked_flags, checked_param, read_once, with_defaults
 from tasks.grading.verifiers.expressions import is_arithmetic, is_literal
 
+REFUSED = "neither arithmetic nor a literal, and the dataset's scorer would run it as code"
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 FUNCTIONS = frozenset({"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "asin", "acos", "atan", "sinh", "cosh", "pi"})
+# Datasets whose scorers compare by value alone.
+SYMBOLIC = frozenset(
+    {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
+)
 # Datasets whose scorers run an answer as code, by `eval` or by sympy's `parse_expr`: what they are given is checked.
-CHECKS = {
+CHECKS: dict[str, Callable[[str], bool]] = {
     "countdown": is_arithmetic,
     "puzzle24": is_arithmetic,
     "polynomial_multiplication": functools.partial(is_arithmetic, names=FUNCTIONS),
@@ -53,7 +58,7 @@ def reasoning_gym(text: str, answer: str | None, params: Mapping[str, Any]) -> V
     given = found[-1].strip() if found else text.strip()
     check = CHECKS.get(task.name)
     if check is not None and given not in _expected(task) and not check(given):
-        return Verdict(0.0, passed=False, detail={"refused": "the dataset runs answers as code and this one isn't plain"})
+        return Verdict(0.0, passed=False, detail={"refused": REFUSED})
     score = float(task.dataset.score_answer(given, task.entry))
     return Verdict(score, score >= 1.0)
 
@@ -61,17 +66,12 @@ def reasoning_gym(text: str, answer: str | None, params: Mapping[str, Any]) -> V
 def _expected(task: _Task) -> list[str]:
     """The answers that a scorer finds by comparing, before it would run anything."""
     listed = task.entry["metadata"].get("valid_answers", []) if task.name == "n_queens" else []
-    return [*listed, task.entry["answer"]] if task.name not in SYMBOLIC else []
-
-
-SYMBOLIC = frozenset(
-    {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
-)
+    return [*listed, task.entry["answer"].strip()] if task.name not in SYMBOLIC else []
 
 
 @read_once
 def _task(params: Mapping[str, Any]) -> _Task:
-    defaults = {"dataset": None, "entry": None, "config": {}, "tags_required": False}
+    defaults: dict[str, Any] = {"dataset": None, "entry": None, "config": {}, "tags_required": False}
     chosen = with_defaults("reasoning_gym", params, defaults)
     checked_flags("reasoning_gym", chosen, "tags_required")
     entry = chosen["entry"]
@@ -80,7 +80,9 @@ def _task(params: Mapping[str, Any]) -> _Task:
     name, config = chosen["dataset"], chosen["config"]
     checked_param("reasoning_gym", "dataset", name, isinstance(name, str), "the name of a dataset")
     checked_param("reasoning_gym", "config", config, isinstance(config, dict), "options of the dataset")
-    return _Task(name, _opened(name, json.dumps(config, sort_keys=True)), restored(name, entry), chosen["tags_required"])
+    return _Task(
+        name, _opened(name, json.dumps(config, sort_keys=True)), restored(name, entry), chosen["tags_required"]
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from storage.errors import InputError
 from storage.plugins import import_named
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Verdict
+from tasks.grading.verifiers.episodes import episode
 from tasks.grading.verifiers.haiku import haiku
 from tasks.grading.verifiers.language import language
 from tasks.grading.verifiers.mathematics import mathematical
@@ -51,6 +52,7 @@ VERIFIERS: dict[str, Verifier] = {
     "language": Verifier(language, "1"),
     "repetition": Verifier(repetition, "1"),
     "reasoning_gym": Verifier(reasoning_gym, "1"),
+    "episode": Verifier(episode, "1"),
 }
 
 

@@ -35,5 +35,7 @@ def _limit(params: Mapping[str, Any]) -> _Limit:
     checked_param("repetition", "n", chosen["n"], is_whole(chosen["n"], 1), "a whole number from 1 on")
     fits = is_share(chosen["limit"]) and chosen["limit"] < 1
     checked_param("repetition", "limit", chosen["limit"], fits, "a share in [0, 1)")
-    checked_param("repetition", "unit", chosen["unit"], chosen["unit"] in ("words", "characters"), "words or characters")
+    checked_param(
+        "repetition", "unit", chosen["unit"], chosen["unit"] in ("words", "characters"), "words or characters"
+    )
     return _Limit(chosen["n"], chosen["limit"], chosen["unit"] == "characters")

@@ -7,6 +7,7 @@ LONGEST = 1000
 LARGEST_EXPONENT = 10_000
 LARGEST_FACTORIAL = 1_000
 POWER = re.compile(r"\s*(?:\^|\*\*)\s*")
+NUMBER_TO_A_POWER = re.compile(r"[\d)}]\s*(?:\^|\*\*)")
 FACTORIAL = re.compile(r"(\S)\s*!(?!=)")
 OPERAND = re.compile(r"-?\d+(?:\.\d+)?|\\?[A-Za-z]+|.", re.DOTALL)
 PAIRS = {"{": "}", "(": ")"}
@@ -23,7 +24,7 @@ def check_size(text: str) -> None:
     product, stop_before = 1, -1
     for power in POWER.finditer(text):
         operand, stop = _operand(text, power.end())
-        if power.start() == stop_before or POWER.search(operand) and re.search(r"[\d)}]\s*(?:\^|\*\*)", operand):
+        if power.start() == stop_before or NUMBER_TO_A_POWER.search(operand):
             raise ValueError("the expression is a tower of powers, which is not computed")
         stop_before = stop
         if power.start() and text[power.start() - 1] in "0123456789)}]":

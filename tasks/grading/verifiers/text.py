@@ -15,6 +15,7 @@ from tasks.grading.verdict import Verdict, checked_flags, checked_param, is_whol
 from tasks.grading.verdict import with_defaults as over
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+PUNCTUATION = interruptible.compile(r"[\p{P}$+<=>^`|~]+")
 UNITS: dict[str, Callable[[Sample], int]] = {
     "words": lambda sample: len(sample.text.split()),
     "tokens": lambda sample: sample.tokens,
@@ -50,7 +51,8 @@ def exact_match(text: str, answer: str | None, params: Mapping[str, Any]) -> Ver
 def normalised_match(text: str, answer: str | None, params: Mapping[str, Any]) -> Verdict:
     """1 when text and answer are equal once normalised as for SQuAD (Rajpurkar 2016, evaluation script), else 0.
 
-    NFKC, then case, punctuation and symbols, the articles a, an and the, and blanks are made alike.
+    NFKC, then case, punctuation (removed), the articles a, an and the (removed) and blanks are made alike. Meant for
+    words: -3 and 3 are alike too.
     Params, all true: nfkc, ignore_case, ignore_punctuation, ignore_articles; last_line, several as for exact_match.
     """
     return _compared("normalised_match", text, answer, _normalised(params))
@@ -85,25 +87,35 @@ def length(sample: Sample) -> Verdict:
 
 
 def _compared(verifier: str, text: str, answer: str | None, how: _Match) -> Verdict:
-    expected = _expected(verifier, required_answer(verifier, answer), how)
+    expected, words = _expected(verifier, required_answer(verifier, answer), how)
     if how.last_line:
         text = (text.strip().splitlines() or [""])[-1]
-    passed = _comparable(text, how) in expected
+    if not how.punctuation or not how.articles or len(text.split(None, words)) <= words:
+        passed = _comparable(text, how) in expected
+    else:
+        passed = False  # it has more words than any accepted answer
     return Verdict(float(passed), passed)
 
 
 @functools.lru_cache(maxsize=4096)
-def _expected(verifier: str, answer: str, how: _Match) -> frozenset[str]:
-    """The accepted answers, comparable. Raises `ValueError` for an answer that is no JSON list of texts."""
-    if not how.several:
-        return frozenset([_comparable(answer, how)])
+def _expected(verifier: str, answer: str, how: _Match) -> tuple[frozenset[str], int]:
+    """The accepted answers, comparable, and the words of the longest.
+
+    Raises `ValueError` for an answer that is no JSON list of texts where several are accepted.
+    """
+    accepted = _accepted(verifier, answer) if how.several else [answer]
+    comparable = frozenset(_comparable(each, how) for each in accepted)
+    return comparable, max(len(each.split()) for each in comparable)
+
+
+def _accepted(verifier: str, answer: str) -> list[str]:
     try:
         accepted = json.loads(answer)
     except ValueError as error:
         raise ValueError(f"verifier {verifier}: the answer {answer!r} is no JSON list: {error}") from error
     if not isinstance(accepted, list) or not accepted or not all(isinstance(each, str) for each in accepted):
         raise ValueError(f"verifier {verifier}: the answer {answer!r} is no JSON list of texts")
-    return frozenset(_comparable(each, how) for each in accepted)
+    return accepted
 
 
 def _comparable(text: str, how: _Match) -> str:
@@ -112,7 +124,7 @@ def _comparable(text: str, how: _Match) -> str:
     if how.ignore_case:
         text = text.casefold()
     if not how.punctuation:
-        text = "".join(" " if unicodedata.category(each)[0] == "P" else each for each in text)
+        text = PUNCTUATION.sub("", text)
     if not how.articles:
         text = ARTICLES.sub(" ", text)
     return " ".join(text.split())
