@@ -43,7 +43,7 @@ def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig
 
     Raises `InputError` for a rollout whose prompt is not in the batch.
     """
-    prompts = _prompts(batch, grader)
+    prompts = _prompts(batch.join(rollouts.select("prompt_id").unique(), on="prompt_id", how="semi"), grader)
     columns = rollouts.select(
         "rollout_id",
         "prompt_id",
@@ -52,7 +52,8 @@ def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig
         pl.col("token_ids").list.len(),
         pl.col("finish_reason").cast(pl.String) == "length",
     )
-    for rollout_id, prompt_id, policy_id, text, tokens, truncated in columns.iter_rows():
+    rows = zip(*(column.to_list() for column in columns), strict=True)
+    for rollout_id, prompt_id, policy_id, text, tokens, truncated in rows:
         prompt = prompts.get(prompt_id)
         if prompt is None:
             raise InputError(
@@ -82,7 +83,8 @@ def _prompts(batch: pl.DataFrame, grader: GraderConfig) -> dict[str, tuple[Any, 
     shared: dict[str, Mapping[str, Any]] = {}
     prompts = {}
     for prompt_id, messages, answer, rubric, domain, verifier in batch.select(wanted).iter_rows():
-        name, params = grader.grader, grader.params
+        name = grader.grader
+        params: Mapping[str, Any] = grader.params
         if grader.grader == PROMPT_VERIFIER:
             name, written = verifier["name"], verifier["params"]
             if written not in shared:

@@ -10,7 +10,6 @@ from storage.errors import InputError
 from tasks.grading.verdict import Verdict
 from tasks.grading.verifiers.registry import resolve_verifier
 
-
 GSM8K = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = 72.\n#### 72"
 
 

@@ -91,7 +91,7 @@ def test_format(text, params, passed):
     [
         (THOUGHT, 1),
         (f"Well. {THOUGHT}", 6 / 7),  # all but "nothing outside"
-        (f"{THOUGHT}<answer>5</answer>", 4 / 7),  # answer twice, its end twice; what is outside is not nothing
+        (f"{THOUGHT}<answer>5</answer>", 3 / 7),  # <think>, </think> and the order; what is where can't be said
         ("<think>2</think>", 2 / 7),
         ("4", 0),
     ],

@@ -18,7 +18,7 @@ def is_arithmetic(text: str, names: AbstractSet[str] = frozenset()) -> bool:
     try:
         tree = ast.parse(text.strip(), mode="eval")
         return _bits(tree.body, names) <= LARGEST_BITS
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
 
 

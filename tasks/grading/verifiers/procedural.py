@@ -22,6 +22,7 @@ SYMBOLIC = frozenset(
 CHECKS: dict[str, Callable[[str], bool]] = {
     "countdown": is_arithmetic,
     "puzzle24": is_arithmetic,
+    "coin_flip": is_arithmetic,  # a fraction with an exponent would be written out
     "polynomial_multiplication": functools.partial(is_arithmetic, names=FUNCTIONS),
     "simple_integration": functools.partial(is_arithmetic, names=FUNCTIONS),
     "intermediate_integration": functools.partial(is_arithmetic, names=FUNCTIONS),

@@ -21,9 +21,10 @@ TAG_NAME = re.compile(r"[A-Za-z][\w.-]*")
 
 
 class _Form(NamedTuple):
-    """The tags in the order in which they have to stand."""
+    """The opening and closing tags in the order in which they have to stand, and what finds them."""
 
-    tags: tuple[str, ...]
+    marks: list[str]
+    pattern: re.Pattern[str]
     strict: bool
     partial: bool
     allow_empty: bool
@@ -53,30 +54,28 @@ def tagged(text: str, answer: str | None, params: Mapping[str, Any]) -> Verdict:
     each closing tag once, their order, nothing outside where strict, nothing empty unless allowed).
     """
     form = _form(params)
-    marks = [f"<{slash}{tag}>" for tag in form.tags for slash in ("", "/")]
-    checks = {mark: text.count(mark) == 1 for mark in marks}
-    places = [text.find(mark) for mark in marks]
-    ordered = min(places) >= 0 and places == sorted(places)
-    checks["order"] = ordered
+    found = [(mark[0], *mark.span()) for mark in form.pattern.finditer(text)]
+    names = [name for name, _, _ in found]
+    ordered = names == form.marks
+    checks = {} if ordered else {mark: names.count(mark) == 1 for mark in form.marks}
+    if not ordered:
+        places = [names.index(mark) if mark in names else -1 for mark in form.marks]
+        checks["order"] = min(places) >= 0 and places == sorted(places)
+    pieces = _pieces(text, found) if ordered else []
     if form.strict:
-        checks["nothing outside"] = ordered and not _outside(text, marks, places)
+        checks["nothing outside"] = ordered and not any(pieces[::2])
     if not form.allow_empty:
-        checks["nothing empty"] = ordered and all(_contents(text, marks, places))
+        checks["nothing empty"] = ordered and all(pieces[1::2])
     failed = [name for name, holds in checks.items() if not holds]
-    score = 1 - len(failed) / len(checks) if form.partial else float(not failed)
+    number = len(form.marks) + 1 + form.strict + (not form.allow_empty)
+    score = 1 - len(failed) / number if form.partial else float(not failed)
     return Verdict(score, not failed, {"failed": failed} if failed else {})
 
 
-def _outside(text: str, marks: list[str], places: list[int]) -> str:
-    """What stands before, between and after the tags, without blanks."""
-    stops = [0, *(place + len(mark) for place, mark in zip(places[1::2], marks[1::2], strict=True))]
-    starts = [*places[::2], len(text)]
-    return "".join(text[stop:start].strip() for stop, start in zip(stops, starts, strict=True))
-
-
-def _contents(text: str, marks: list[str], places: list[int]) -> list[str]:
-    starts = [place + len(mark) for place, mark in zip(places[::2], marks[::2], strict=True)]
-    return [text[start:stop].strip() for start, stop in zip(starts, places[1::2], strict=True)]
+def _pieces(text: str, found: list[tuple[str, int, int]]) -> list[str]:
+    """What stands outside and inside the tags, in turns, without blanks around it."""
+    stops, starts = [0, *(end for _, _, end in found)], [*(start for _, start, _ in found), len(text)]
+    return [text[stop:start].strip() for stop, start in zip(stops, starts, strict=True)]
 
 
 def _refuse_constant(name: str) -> None:
@@ -121,4 +120,6 @@ def _form(params: Mapping[str, Any]) -> _Form:
     tags = checked_names("format", "tags", chosen["tags"])
     fits = len(set(tags)) == len(tags) and all(map(TAG_NAME.fullmatch, tags))
     checked_param("format", "tags", chosen["tags"], fits, "different names of tags such as [think, answer]")
-    return _Form(tags, chosen["strict"], chosen["partial"], chosen["allow_empty"])
+    marks = [f"<{slash}{tag}>" for tag in tags for slash in ("", "/")]
+    pattern = re.compile("|".join(map(re.escape, marks)))
+    return _Form(marks, pattern, chosen["strict"], chosen["partial"], chosen["allow_empty"])
