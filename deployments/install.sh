@@ -36,7 +36,7 @@ install() { # engine extra or nothing, torch backend
     [ -z "${UV_FIND_LINKS:-}" ] || backend=""
     # shellcheck disable=SC2086
     "$VENV/bin/uv" pip install --python "$VENV/bin/python" --compile-bytecode $backend \
-        --editable ".[${1:+$1,}quickstart,servers,dev]"
+        --editable ".[${1:+$1,}quickstart,reasoning,servers,dev]"
 }
 
 engines="cpu"

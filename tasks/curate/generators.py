@@ -6,13 +6,14 @@ from typing import Any, Protocol
 from storage.errors import InputError
 from storage.plugins import import_named
 from tasks._sources.rows import Rejection, Row
-from tasks.curate import haiku
+from tasks.curate import haiku, reasoning
 
 
 class Generator(Protocol):
     """Makes prompts. A module with these names is one.
 
-    Its rows have the fields `messages` and, optionally, `answer` and `tags`. `VERSION` is raised when the same
+    Its rows have the fields `messages` and, optionally, `answer`, `tags` and `verifier_params`, what the verifier
+    needs to know of this prompt. `VERSION` is raised when the same
     parameters and files should give other rows. `PATHS` names the parameters that are paths: their files'
     digests stand for them in the fingerprint.
     """
@@ -32,7 +33,7 @@ class Generator(Protocol):
         """
 
 
-GENERATORS: dict[str, Generator] = {"haiku": haiku}
+GENERATORS: dict[str, Generator] = {"haiku": haiku, "reasoning_gym": reasoning}
 REQUIRED = ("DOMAIN", "VERIFIER", "VERSION", "PATHS", "rows", "digests")
 
 

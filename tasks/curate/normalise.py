@@ -18,7 +18,7 @@ def prompt_of_row(row: Row, source: SourceConfig) -> dict[str, Any] | Rejection:
         own_params = _own_params(row, source)
     except UnusableField as wrong:
         return wrong.at(row)
-    name, params, domain = _verifier_and_domain(source)
+    name, params, domain = _verifier_and_domain(source, row)
     verifier = {"name": name, "params": json.dumps(params | own_params, sort_keys=True)}
     return {
         "prompt_id": digest([messages, verifier]),
@@ -80,7 +80,7 @@ def _chat(value: object, field: str) -> list[dict[str, str]]:
     return messages
 
 
-def _verifier_and_domain(source: SourceConfig) -> tuple[str, dict[str, Any], str]:
+def _verifier_and_domain(source: SourceConfig, row: Row) -> tuple[str, dict[str, Any], str]:
     if source.generator is None:
         assert source.verifier is not None
         return source.verifier.name, source.verifier.params, source.domain or "general"
@@ -88,4 +88,4 @@ def _verifier_and_domain(source: SourceConfig) -> tuple[str, dict[str, Any], str
     domain = source.domain or generator.DOMAIN
     if source.verifier is not None:
         return source.verifier.name, source.verifier.params, domain
-    return generator.VERIFIER, {}, domain
+    return generator.VERIFIER, row.fields.get("verifier_params", {}), domain

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from storage.errors import InputError
-from tasks.grading.verifiers.registry import final_number
+from tasks.grading.verifiers.numbers import final_number
 
 Extractor = Callable[[str], str | None]
 BOXED = "\\boxed{"

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import polars as pl
 
@@ -12,7 +12,21 @@ from storage.records import Grade
 from tasks.grading.config import GraderConfig
 from tasks.grading.graders import Grader, Progress
 from tasks.grading.sample import Sample
-from tasks.grading.verdict import Answer, Failure, Verdict
+from tasks.grading.verdict import Answer, Failure
+
+SCHEMA = Grade.create_empty().schema
+encode = json.JSONEncoder().encode
+
+
+class _Columns(NamedTuple):
+    """What answers say, a list per column: frames are made of columns several times faster than of rows."""
+
+    status: list[str]
+    score: list[float | None]
+    passed: list[bool | None]
+    uncertainty: list[float | None]
+    detail: list[str]
+    cost: list[float]
 
 
 def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfig, progress: Progress) -> pl.DataFrame:
@@ -30,16 +44,24 @@ def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfi
     latency_s = (time.perf_counter() - started) / max(len(distinct), 1)
     if len(answers) != len(distinct):
         raise ValueError(f"grader {config.label} gave {len(answers)} answers to {len(distinct)} samples")
-    rows = [
-        _row(sample, answers[place], config, grader.version_of(sample), latency_s)
-        for sample, place in zip(samples, places, strict=True)
-    ]
-    return pl.DataFrame(rows, schema=Grade.create_empty().schema, orient="row")
+    said = pl.DataFrame(
+        _columns(distinct, answers, config)._asdict(), schema={name: SCHEMA[name] for name in _Columns._fields}
+    )
+    if len(distinct) < len(samples):
+        said = said[places]
+    known = {
+        "rollout_id": [sample.rollout_id for sample in samples],
+        "grader_version": [grader.version_of(sample) for sample in samples],
+        "policy_id": [sample.policy_id for sample in samples],
+    }
+    constant = [pl.lit(config.label).alias("grader"), pl.lit(latency_s, pl.Float64).alias("latency_s")]
+    frame = pl.DataFrame(known, schema={name: SCHEMA[name] for name in known}).hstack(said)
+    return frame.with_columns(constant).select(Grade.column_names())
 
 
 def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     """The samples of distinct content, and for every sample the place of its content among them."""
-    known: dict[tuple[str, str, bool], int] = {}
+    known: dict[tuple[str, str, bool, int], int] = {}
     distinct: list[Sample] = []
     places = []
     for sample in samples:
@@ -50,32 +72,38 @@ def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     return distinct, places
 
 
-def _row(sample: Sample, answer: Answer, config: GraderConfig, version: str, latency_s: float) -> tuple[Any, ...]:
-    """In the order of `Grade`'s columns."""
-    checked = _checked(answer, config)
-    start = (sample.rollout_id, config.label, version)
-    if isinstance(checked, Failure):
-        detail = json.dumps(checked.detail | {"error": checked.error})
-        return (*start, "failed", None, None, None, detail, latency_s, checked.cost, sample.policy_id)
-    score, passed, known = checked.score, checked.passed, dict(checked.detail)
-    if sample.truncated:
-        score *= config.truncated_factor
-        passed = False if passed is not None else None
-        known["truncated"] = True
-    text = json.dumps(known) if known else "{}"
-    return (*start, "ok", score, passed, checked.uncertainty, text, latency_s, checked.cost, sample.policy_id)
+def _columns(samples: Sequence[Sample], answers: Sequence[Answer], config: GraderConfig) -> _Columns:
+    """The answers, column by column. A truncated sample's score is multiplied, and it doesn't pass."""
+    columns = _Columns([], [], [], [], [], [])
+    low, high = config.score_range or (-math.inf, math.inf)
+    for sample, answer in zip(samples, answers, strict=True):
+        checked = _checked(answer, low, high)
+        if isinstance(checked, Failure):
+            columns.status.append("failed")
+            columns.score.append(None)
+            columns.passed.append(None)
+            columns.uncertainty.append(None)
+            columns.detail.append(encode(checked.detail | {"error": checked.error}))
+        else:
+            score, passed, known = float(checked.score), checked.passed, checked.detail
+            if sample.truncated:
+                score *= config.truncated_factor
+                passed = False if passed is not None else None
+                known = known | {"truncated": True}
+            columns.status.append("ok")
+            columns.score.append(score)
+            columns.passed.append(passed)
+            columns.uncertainty.append(checked.uncertainty)
+            columns.detail.append(encode(known) if known else "{}")
+        columns.cost.append(checked.cost)
+    return columns
 
 
-def _checked(answer: Answer, config: GraderConfig) -> Answer:
+def _checked(answer: Answer, low: float, high: float) -> Answer:
     """A failure for a score that is no number or outside the grader's range."""
     if isinstance(answer, Failure):
         return answer
     score = float(answer.score)
-    low, high = config.score_range or (-math.inf, math.inf)
     if math.isfinite(score) and low <= score <= high:
-        return answer if type(answer.score) is float else Verdict(score, *_rest(answer))
+        return answer
     return Failure(f"ValueError: the score is {score}, expected {low:g} to {high:g}", answer.detail, answer.cost)
-
-
-def _rest(answer: Verdict) -> tuple[bool | None, dict[str, Any], float | None, float]:
-    return answer.passed, answer.detail, answer.uncertainty, answer.cost

@@ -42,7 +42,7 @@ class Grader(Protocol):
 
 
 class VerifierGrader:
-    """Grades by verifiers, functions of text, answer and parameters.
+    """Grades by verifiers, functions of text, answer and parameters or of the whole sample.
 
     A verifier that is a grader too (`GRADERS`) gets its samples at once.
     """
@@ -86,7 +86,7 @@ class VerifierGrader:
 def _verify(sample: Sample) -> Answer:
     verifier = resolve_verifier(sample.verifier)
     try:
-        return verifier.function(sample.text, sample.answer, sample.params)
+        return verifier.verify(sample)
     except PosttrainError:
         raise
     except Exception as error:

@@ -1,6 +1,5 @@
 """What a grader sees of a rollout."""
 
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,9 +33,9 @@ class Sample(NamedTuple):
     params: Mapping[str, Any]
 
     @property
-    def content(self) -> tuple[str, str, bool]:
+    def content(self) -> tuple[str, str, bool, int]:
         """What a grade depends on besides the grader: equal outputs to one prompt get one grade."""
-        return self.prompt_id, self.text, self.truncated
+        return self.prompt_id, self.text, self.truncated, self.tokens
 
 
 def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig) -> Iterator[Sample]:
@@ -44,8 +43,7 @@ def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig
 
     Raises `InputError` for a rollout whose prompt is not in the batch.
     """
-    wanted = ["prompt_id", "messages", "answer", "rubric", "domain", "verifier"]
-    prompts = {row["prompt_id"]: row for row in batch.select(wanted).iter_rows(named=True)}
+    prompts = _prompts(batch.join(rollouts.select("prompt_id").unique(), on="prompt_id", how="semi"), grader)
     columns = rollouts.select(
         "rollout_id",
         "prompt_id",
@@ -54,33 +52,43 @@ def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig
         pl.col("token_ids").list.len(),
         pl.col("finish_reason").cast(pl.String) == "length",
     )
-    for rollout_id, prompt_id, policy_id, text, tokens, truncated in columns.iter_rows():
+    rows = zip(*(column.to_list() for column in columns), strict=True)
+    for rollout_id, prompt_id, policy_id, text, tokens, truncated in rows:
         prompt = prompts.get(prompt_id)
         if prompt is None:
             raise InputError(
                 f"rollout {rollout_id}: its prompt {prompt_id} is not in the batch; "
                 "grade with the batch that it was made from"
             )
-        name, params = grader.grader, grader.params
-        if grader.grader == PROMPT_VERIFIER:
-            name, params = prompt["verifier"]["name"], _parsed(prompt["verifier"]["params"])
-            params = {**params, **grader.params} if grader.params else params
+        messages, answer, rubric, domain, name, params = prompt
         yield Sample(
             rollout_id,
             prompt_id,
             policy_id,
-            prompt["messages"],
+            messages,
             text,
             tokens,
             truncated,
-            prompt["answer"],
-            prompt["rubric"],
-            prompt["domain"],
+            answer,
+            rubric,
+            domain,
             name,
             params,
         )
 
 
-@functools.lru_cache(maxsize=4096)
-def _parsed(params: str) -> dict[str, Any]:
-    return json.loads(params or "{}")
+def _prompts(batch: pl.DataFrame, grader: GraderConfig) -> dict[str, tuple[Any, ...]]:
+    """What a prompt gives to each of its samples, by its id. Prompts of equal parameters share one mapping of them."""
+    wanted = ["prompt_id", "messages", "answer", "rubric", "domain", "verifier"]
+    shared: dict[str, Mapping[str, Any]] = {}
+    prompts = {}
+    for prompt_id, messages, answer, rubric, domain, verifier in batch.select(wanted).iter_rows():
+        name = grader.grader
+        params: Mapping[str, Any] = grader.params
+        if grader.grader == PROMPT_VERIFIER:
+            name, written = verifier["name"], verifier["params"]
+            if written not in shared:
+                shared[written] = {**json.loads(written or "{}"), **grader.params}
+            params = shared[written]
+        prompts[prompt_id] = (messages, answer, rubric, domain, name, params)
+    return prompts

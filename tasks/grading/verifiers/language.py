@@ -1,0 +1,60 @@
+"""The language of a text, by py3langid: its model of 140 languages lies in the package (4.5 MB), nothing is fetched.
+
+Measured against lingua 2.1 on 21 sentences: the same answers wherever there is a sentence, 0.3 against 1.3 ms for 900
+characters, 1.3 s against 20 s to load, and 96 MB of package and 1.2 GiB of memory less.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tasks.grading.verdict import Verdict, checked_flags, checked_names, checked_param, is_share, is_whole, read_once
+from tasks.grading.verdict import with_defaults as over
+
+
+class _Wanted(NamedTuple):
+    languages: tuple[str, ...]
+    min_letters: int
+    min_share: float
+    soft: bool
+
+
+def language(text: str, answer: str | None, params: Mapping[str, Any]) -> Verdict:  # noqa: ARG001 there is no answer
+    """1 when the text's most likely language is one of `languages`, else 0.
+
+    A text of fewer letters than `min_letters` is in no language that can be told: 0, and the detail says so.
+    Params: languages (ISO 639-1 codes, one or a list; required), min_share (0: the probability that they have to hold
+    together), min_letters (12), soft (false; true: the score is that probability).
+    """
+    wanted = _wanted(params)
+    letters = sum(map(str.isalpha, text))
+    if letters < wanted.min_letters:
+        return Verdict(0.0, passed=False, detail={"letters": letters, "language": None})
+    ranked = _identifier().rank(text)
+    share = min(1.0, sum(probability for name, probability in ranked if name in wanted.languages))
+    passed = ranked[0][0] in wanted.languages and share >= wanted.min_share
+    return Verdict(
+        share if wanted.soft else float(passed), passed, {"language": ranked[0][0], "share": round(share, 4)}
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@read_once
+def _wanted(params: Mapping[str, Any]) -> _Wanted:
+    defaults = {"languages": None, "min_letters": 12, "min_share": 0.0, "soft": False}
+    chosen = over("language", params, defaults)
+    checked_flags("language", chosen, "soft")
+    languages = checked_names("language", "languages", chosen["languages"])
+    known = set(_identifier().labels)
+    fits = known.issuperset(languages)
+    checked_param("language", "languages", chosen["languages"], fits, f"codes among {', '.join(sorted(known))}")
+    share, least = chosen["min_share"], chosen["min_letters"]
+    checked_param("language", "min_share", share, is_share(share), "a share in [0, 1]")
+    checked_param("language", "min_letters", least, is_whole(least), "a whole number")
+    return _Wanted(languages, least, share, chosen["soft"])
