@@ -1,18 +1,18 @@
 """What a grader is, and the graders by the name that a run file gives."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from storage.errors import PosttrainError
-from tasks.grading.config import GraderConfig
+from tasks.grading.config import COMMAND, GraderConfig
+from tasks.grading.own.command import CommandGrader
+from tasks.grading.own.endpoint import ADDRESS, EndpointGrader
+from tasks.grading.own.functions import AsyncGrader, ClassGrader, call_of
+from tasks.grading.own.signatures import form_of, imported
+from tasks.grading.pool import shared_pool
 from tasks.grading.sample import Sample
-from tasks.grading.verdict import Answer, Failure
-from tasks.grading.verifiers.registry import resolve_verifier
-
-log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
-PROGRESS_ROWS = 1000
+from tasks.grading.verdict import Answer
+from tasks.grading.verifiers.registry import VERIFIERS, resolve_verifier
+from tasks.grading.workers import Job, Progress, grade_in_workers
 
 
 class Grader(Protocol):
@@ -39,43 +39,47 @@ class Grader(Protocol):
 
 
 class VerifierGrader:
-    """Grades by verifiers, functions of text, answer and parameters."""
+    """Grades by verifiers and by functions of one's own, in worker processes."""
 
     compares_group = False
+
+    def __init__(self, config: GraderConfig) -> None:
+        self._timeout_s = config.timeout_s
 
     def version_of(self, sample: Sample) -> str:
         """`name/version` of the sample's verifier."""
         return f"{sample.verifier}/{resolve_verifier(sample.verifier).version}"
 
     def grade_batch(self, samples: Sequence[Sample], progress: Progress) -> list[Answer]:
-        """A verifier that fails on a sample leaves a failure; the others are graded."""
-        answers = []
-        for done, sample in enumerate(samples):
-            answers.append(_verify(sample))
-            if done % PROGRESS_ROWS == 0:
-                progress(done, len(samples), "rollouts")
-        return answers
+        """A verifier that fails on a sample, is stuck or ends its process, leaves a failure; the others are graded."""
+        rows = [call_of(sample) for sample in samples]
+        job = Job("tasks.grading.own.calls:verifiers", timeout_s=self._timeout_s)
+        return grade_in_workers(rows, job, shared_pool(), progress)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """The workers stay for the next slice."""
 
 
-def _verify(sample: Sample) -> Answer:
-    verifier = resolve_verifier(sample.verifier)
-    try:
-        return verifier.function(sample.text, sample.answer, sample.params)
-    except PosttrainError:
-        raise
-    except Exception as error:
-        # The boundary at which somebody else's code fails: its row says so, the others are graded.
-        log.debug("verifier %s failed on rollout %s", sample.verifier, sample.rollout_id, exc_info=True)
-        return Failure(f"{type(error).__name__}: {error}")
-
-
-# What `grader` names -> how it is opened. A name that isn't here is a verifier's.
-GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {}
+# What `grader` names -> how it is opened. A name that isn't here is a verifier's, or of one's own.
+GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {COMMAND: CommandGrader}
 
 
 def open_grader(config: GraderConfig) -> Grader:
-    """The grader that a configuration names."""
-    return GRADERS.get(config.grader, lambda _: VerifierGrader())(config)
+    """The grader that a configuration names. Raises `InputError` for one of one's own that can't be used."""
+    if config.grader in GRADERS:
+        return GRADERS[config.grader](config)
+    if ADDRESS.match(config.grader):
+        return EndpointGrader(config)
+    if ":" not in config.grader or config.grader in VERIFIERS:
+        return VerifierGrader(config)
+    named = imported(config.grader)
+    if isinstance(named, type):
+        return ClassGrader(config, named)
+    return AsyncGrader(config) if form_of(config.grader, named).is_async else VerifierGrader(config)
+
+
+def version_of_grader(config: GraderConfig) -> str:
+    """The version of the rule that a configuration names, whatever kind of grader it is; not of `verifier`."""
+    if config.grader == COMMAND or ADDRESS.match(config.grader):
+        return str(config.params.get("version", "0"))
+    return resolve_verifier(config.grader).version

@@ -13,13 +13,14 @@ from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
-from tasks.grading.graders import open_grader
+from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
+NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
 # Shards run side by side in threads; each loads the reward model, and a device holds one at a time.
 _one_reward_model = threading.Lock()
 
@@ -31,11 +32,11 @@ def plan(rollouts: Artifact, config: GradingConfig) -> int:
 
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
-    named = {spec.grader for spec in config.graders}
-    used = named - {PROMPT_VERIFIER, REWARD_MODEL}
-    if PROMPT_VERIFIER in named:
+    own = {spec.grader: version_of_grader(spec) for spec in config.graders if spec.grader not in NOT_NAMED}
+    used: set[str] = set()
+    if any(spec.grader == PROMPT_VERIFIER for spec in config.graders):
         used.update(batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"])
-    return {name: resolve_verifier(name).version for name in sorted(used)}
+    return own | {name: resolve_verifier(name).version for name in sorted(used)}
 
 
 def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
