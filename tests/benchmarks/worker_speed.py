@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from tasks.grading.lanes import guarded
-from tasks.grading.own.calls import Call, _called
+from tasks.grading.own.calls import Call, called
 from tasks.grading.pool import cores, shared_pool
 from tasks.grading.verdict import Answer
 from tasks.grading.workers import Job, grade_in_workers
@@ -47,7 +47,7 @@ def measure() -> list[str]:
     lines.append(f"next 64 rows                                {time.perf_counter() - started:.4f} s")
     for name, row in SETS.items():
         rows = [row(index) for index in range(ROWS)]
-        alone_s, alone = seconds(lambda rows=rows: [guarded(_called, each) for each in rows])
+        alone_s, alone = seconds(lambda rows=rows: [guarded(called, each) for each in rows])
         pool_s, pooled = seconds(lambda rows=rows: grade_in_workers(rows, JOB, shared_pool(), lambda *_: None))
         if alone != pooled:
             raise AssertionError(f"{name}: workers grade otherwise than one process")

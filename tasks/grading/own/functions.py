@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from tasks.grading.config import GraderConfig
 from tasks.grading.own.calls import Call
-from tasks.grading.own.signatures import VALUES, Form, batch_form, form_of, imported, prompt_of, version_at
+from tasks.grading.own.signatures import VALUES, Form, batch_form, form_of, prompt_of, version_at
 from tasks.grading.pool import WorkerPool
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Answer
-from tasks.grading.verifiers.registry import VERIFIERS
+from tasks.grading.verifiers.registry import VERIFIERS, resolve_verifier
 from tasks.grading.workers import Job, Progress, grade_in_workers
 
 ROWS_OF_ASYNC = 4096
@@ -24,7 +24,7 @@ def call_of(sample: Sample) -> Call:
 
 @functools.lru_cache(maxsize=256)
 def _form(path: str) -> Form:
-    return form_of(path, imported(path))
+    return form_of(path, resolve_verifier(path).function)
 
 
 class AsyncGrader:
