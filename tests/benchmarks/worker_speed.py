@@ -8,6 +8,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import psutil
+
 from tasks.grading.lanes import guarded
 from tasks.grading.own.calls import Call, called
 from tasks.grading.pool import cores, shared_pool
@@ -37,6 +39,12 @@ def seconds(grade: Callable[[], list[Answer]]) -> tuple[float, list[Answer]]:
     return statistics.median(taken), answers
 
 
+def cpu_times() -> tuple[float, float]:
+    """CPU seconds so far of this process, and of its workers: what idle cores would need, however busy these are."""
+    spent = [psutil.Process(worker.pid).cpu_times() for worker in shared_pool()._all]
+    return time.process_time(), sum(each.user + each.system for each in spent)
+
+
 def measure() -> list[str]:
     """A line for each verifier, after one for the start of the workers."""
     started = time.perf_counter()
@@ -47,12 +55,17 @@ def measure() -> list[str]:
     lines.append(f"next 64 rows                                {time.perf_counter() - started:.4f} s")
     for name, row in SETS.items():
         rows = [row(index) for index in range(ROWS)]
-        alone_s, alone = seconds(lambda rows=rows: [guarded(called, each) for each in rows])
+        before = cpu_times()
         pool_s, pooled = seconds(lambda rows=rows: grade_in_workers(rows, JOB, shared_pool(), lambda *_: None))
+        own_us, worker_us = ((now - then) / RUNS / ROWS * 1e6 for now, then in zip(cpu_times(), before, strict=True))
+        alone_s, alone = seconds(lambda rows=rows: [guarded(called, each) for each in rows])
         if alone != pooled:
             raise AssertionError(f"{name}: workers grade otherwise than one process")
         ratio = f"{ROWS / pool_s:,.0f} / {ROWS / alone_s:,.0f}"
-        lines.append(f"{name:<12} {cores()} workers / 1 process, rollouts/s  {ratio:<18} ratio {alone_s / pool_s:.2f}")
+        lines.append(
+            f"{name:<12} {cores()} workers / 1 process, rollouts/s  {ratio:<18} ratio {alone_s / pool_s:.2f}   "
+            f"CPU a row: {own_us:.1f} us here, {worker_us:.1f} us in workers"
+        )
     return lines
 
 
