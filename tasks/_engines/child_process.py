@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -21,12 +21,13 @@ from tasks._engines.protocol import Progress
 
 LOG = logging.getLogger(__name__)
 LOGS_KEPT = 20
+ENGINES = "engines"
 LOG_TAIL_LINES = 30
 CLOSE_TIMEOUT_S = 10.0
 POLL_S = 0.5
 
 # The kernel kills the child when the thread that started it ends, not the process: this thread outlives every task.
-_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="child-spawner")
 _LOG_NUMBERS = itertools.count()
 
 
@@ -39,10 +40,10 @@ class Child:
 
     def __init__(self, name: str, module: str, environment: Mapping[str, str]) -> None:
         self._name = name
-        self._log_path = _new_log(name)
+        self._log_path = new_log(ENGINES, name)
         self._numbers = itertools.count(1)
         self._unanswered = self._killed = False
-        self._process, self._connection = _spawn(module, self._log_path, environment)
+        self._process, self._connection = spawn(module, self._log_path, environment)
 
     @property
     def pid(self) -> int:
@@ -128,25 +129,36 @@ class Child:
             self._connection.close()
 
 
-def _spawn(module: str, log_path: Path, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], Connection]:
+def spawn(
+    module: str, log_path: Path, environment: Mapping[str, str], *, files: Sequence[int] = (), own_session: bool = False
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A process `python -m module FD PARENT_PID FILES...`, and our end of the socket FD; its output goes to the log.
+
+    `files` are descriptors that it inherits. With `own_session` Ctrl-C doesn't reach it, and the processes that it
+    starts can be ended with it, as the group of its id. The module calls `die_with_parent(PARENT_PID)`: the kernel
+    then ends it with this process.
+    """
     ours, theirs = socket.socketpair()
     with theirs, log_path.open("wb") as log:
+        passed = [theirs.fileno(), *files]
+        numbers = [theirs.fileno(), os.getpid(), *files]
         started = _SPAWNER.submit(
             subprocess.Popen,
-            [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-m", module, *map(str, numbers)],
             env=environment,
-            pass_fds=[theirs.fileno()],
+            pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=own_session,
         )
         process = started.result()
     return process, Connection(ours.detach())
 
 
-def _new_log(name: str) -> Path:
-    """A fresh log file's path; the newest twenty of all engines are kept."""
-    folder = home() / "logs" / "engines"
+def new_log(kind: str, name: str) -> Path:
+    """A fresh log file's path below `logs/KIND` of our home; the newest twenty of a kind are kept."""
+    folder = home() / "logs" / kind
     folder.mkdir(parents=True, exist_ok=True)
     logs = sorted(_ages(folder))
     for _, old in logs[: -LOGS_KEPT + 1]:

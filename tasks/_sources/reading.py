@@ -29,6 +29,18 @@ def read_file(file: SourceFile, columns: list[str]) -> Iterator[Row | Rejection]
             raise InputError(f"{file.name}: not a readable {file.format} file: {error}; write it anew") from error
 
 
+def columns_of(file: SourceFile) -> list[str]:
+    """All columns of a Parquet or Arrow file; none of JSONL, whose rows keep every key. Raises as `read_file` does."""
+    with store_errors(file.name):
+        try:
+            with file.open() as stream:
+                if file.format == "parquet":
+                    return pq.ParquetFile(stream).schema_arrow.names
+                return pa.ipc.open_stream(stream).schema.names if file.format == "arrow" else []
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{file.name}: not a readable {file.format} file: {error}; write it anew") from error
+
+
 def check_columns(file: SourceFile, columns: list[str]) -> None:
     """Looks at a file's first rows. Raises `InputError` when the file can't be read or lacks a column."""
     first = list(islice(read_file(file, columns), CHECKED_ROWS))

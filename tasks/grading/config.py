@@ -11,6 +11,7 @@ from tasks.grading.composite_config import CompositeConfig
 
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
+COMMAND = "command"
 
 
 class GraderConfig(StrictConfig):
@@ -20,7 +21,7 @@ class GraderConfig(StrictConfig):
         default=PROMPT_VERIFIER,
         min_length=1,
         description="'verifier' (each prompt's own), 'reward_model', a verifier for every prompt by its name, "
-        "or package.module:function",
+        "package.module:function or package.module:Class, an endpoint's http(s) address, or 'command'",
     )
     name: str | None = Field(
         default=None, min_length=1, description="how grades and metrics call it; default: the grader"
@@ -48,6 +49,16 @@ class GraderConfig(StrictConfig):
     latency: Literal["instant", "slow"] = Field(
         default="instant", description="slow: its grades may come later; composite.missing says what a group does then"
     )
+    timeout_s: float = unhashed(
+        10.0, "seconds that one rollout may take; what is stuck then is ended, and its row fails", gt=0
+    )
+    concurrency: int = unhashed(
+        16, "rollouts (of an endpoint: requests) under way at once, for graders that wait: async, endpoints", ge=1
+    )
+    batch_size: int = unhashed(
+        32, "rollouts per call of a class's grade_batch, per request to an endpoint, per run of a command", ge=1
+    )
+    retries: int = unhashed(4, "an endpoint that is busy (429), failing (5xx) or away is asked so often again", ge=0)
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:

@@ -1,21 +1,21 @@
 """What a grader is, and the graders by the name that a run file gives."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from storage.errors import PosttrainError
-from tasks.grading.config import GraderConfig
+from tasks.grading.config import COMMAND, GraderConfig
 from tasks.grading.majority import MajorityGrader
+from tasks.grading.own.command import CommandGrader
+from tasks.grading.own.endpoint import ADDRESS, EndpointGrader
+from tasks.grading.own.functions import AsyncGrader, ClassGrader, call_of
+from tasks.grading.own.signatures import form_of, imported
+from tasks.grading.pool import shared_pool
 from tasks.grading.process import ProcessGrader
 from tasks.grading.sample import Sample
 from tasks.grading.sandbox import grader as python_code
-from tasks.grading.verdict import Answer, Failure
-from tasks.grading.verifiers.registry import resolve_verifier
-
-log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
-PROGRESS_ROWS = 1000
+from tasks.grading.verdict import Answer
+from tasks.grading.verifiers.registry import VERIFIERS, resolve_verifier
+from tasks.grading.workers import Job, Progress, grade_in_workers
 
 
 class Grader(Protocol):
@@ -42,9 +42,9 @@ class Grader(Protocol):
 
 
 class VerifierGrader:
-    """Grades by verifiers, functions of text, answer and parameters or of the whole sample.
+    """Grades by verifiers and by functions of one's own, in worker processes.
 
-    A verifier that is a grader too (`GRADERS`) gets its samples at once.
+    A verifier that is a grader too (`GRADERS`) gets its samples at once, in this process.
     """
 
     compares_group = False
@@ -58,21 +58,20 @@ class VerifierGrader:
         return f"{sample.verifier}/{resolve_verifier(sample.verifier).version}"
 
     def grade_batch(self, samples: Sequence[Sample], progress: Progress) -> list[Answer]:
-        """A verifier that fails on a sample leaves a failure; the others are graded."""
+        """A verifier that fails on a sample, is stuck or ends its process, leaves a failure; the others are graded."""
         answers: dict[int, Answer] = {}
         for name in sorted({sample.verifier for sample in samples} & set(GRADERS)):
             places = [place for place, sample in enumerate(samples) if sample.verifier == name]
             chosen = [samples[place] for place in places]
             answers |= zip(places, self._grader(name).grade_batch(chosen, progress), strict=True)
-        for place, sample in enumerate(samples):
-            if place not in answers:
-                answers[place] = _verify(sample)
-            if place % PROGRESS_ROWS == 0:
-                progress(place, len(samples), "rollouts")
+        places = [place for place in range(len(samples)) if place not in answers]
+        rows = [call_of(samples[place]) for place in places]
+        job = Job("tasks.grading.own.calls:verifiers", timeout_s=self._config.timeout_s)
+        answers |= zip(places, grade_in_workers(rows, job, shared_pool(), progress), strict=True)
         return [answers[place] for place in range(len(samples))]
 
     def close(self) -> None:
-        """Close the graders that verifiers named."""
+        """Close the graders that verifiers named; the workers stay for the next slice."""
         for grader in self._opened.values():
             grader.close()
         self._opened.clear()
@@ -83,38 +82,42 @@ class VerifierGrader:
         return self._opened[name]
 
 
-def _verify(sample: Sample) -> Answer:
-    verifier = resolve_verifier(sample.verifier)
-    try:
-        return verifier.verify(sample)
-    except PosttrainError:
-        raise
-    except Exception as error:
-        # The boundary at which somebody else's code fails: its row says so, the others are graded.
-        log.debug("verifier %s failed on rollout %s", sample.verifier, sample.rollout_id, exc_info=True)
-        return Failure(f"{type(error).__name__}: {error}")
-
-
-# What `grader` names -> how it is opened. A name that isn't here is a verifier's.
+# What `grader` names -> how it is opened. A name that isn't here is a verifier's, or of one's own.
 GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {
     python_code.NAME: python_code.CodeGrader,
     "majority": MajorityGrader,
     "process": ProcessGrader,
+    COMMAND: CommandGrader,
 }
-# The same names -> the version of the rule, which is part of the fingerprint.
+# Of those that are no verifiers, the version of the rule.
 RULE_VERSIONS: dict[str, Callable[[GraderConfig], str]] = {
     "majority": lambda config: MajorityGrader(config).rule_version,
     "process": lambda config: ProcessGrader(config).rule_version,
+    COMMAND: lambda config: str(config.params.get("version", "0")),
 }
 
 
-def rule_version(config: GraderConfig) -> str:
-    """The version of a grader's or verifier's rule. Raises `InputError` for a name or params that there aren't."""
+def open_grader(config: GraderConfig) -> Grader:
+    """The grader that a configuration names. Raises `InputError` for one of one's own that can't be used."""
+    if config.grader in GRADERS:
+        return GRADERS[config.grader](config)
+    if ADDRESS.match(config.grader):
+        return EndpointGrader(config)
+    if ":" not in config.grader or config.grader in VERIFIERS:
+        return VerifierGrader(config)
+    named = imported(config.grader)
+    if isinstance(named, type):
+        return ClassGrader(config, named)
+    return AsyncGrader(config) if form_of(config.grader, named).is_async else VerifierGrader(config)
+
+
+def version_of_grader(config: GraderConfig) -> str:
+    """The version of the rule that a configuration names, whatever kind of grader it is; not of `verifier`.
+
+    Raises `InputError` for a name or params that there aren't.
+    """
     if config.grader in RULE_VERSIONS:
         return RULE_VERSIONS[config.grader](config)
+    if ADDRESS.match(config.grader):
+        return str(config.params.get("version", "0"))
     return resolve_verifier(config.grader).version
-
-
-def open_grader(config: GraderConfig) -> Grader:
-    """The grader that a configuration names."""
-    return GRADERS.get(config.grader, VerifierGrader)(config)

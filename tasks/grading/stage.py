@@ -15,13 +15,14 @@ from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_gra
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
-from tasks.grading.graders import RULE_VERSIONS, open_grader, rule_version
-from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
+from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
+from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
+NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
 # Shards run side by side in threads; each loads the reward model, and a device holds one at a time.
 _one_reward_model = threading.Lock()
 
@@ -45,8 +46,8 @@ def _samples(batch: Artifact) -> list[int]:
 
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
-    rules = [spec for spec in config.graders if spec.grader not in (PROMPT_VERIFIER, REWARD_MODEL)]
-    found = {(spec.label if spec.grader in RULE_VERSIONS else spec.grader): rule_version(spec) for spec in rules}
+    rules = [spec for spec in config.graders if spec.grader not in NOT_NAMED]
+    found = {(spec.label if spec.grader in RULE_VERSIONS else spec.grader): version_of_grader(spec) for spec in rules}
     if any(spec.grader == PROMPT_VERIFIER for spec in config.graders):
         own = batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"]
         found |= {name: resolve_verifier(name).version for name in own}

@@ -97,7 +97,7 @@ def grade_all(name: str, kind: str, count: int, home: Path) -> dict:
     from tasks.grading.config import GraderConfig
     from tasks.grading.grade import grade_samples
     from tasks.grading.graders import open_grader
-    from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
+    from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
 
     spec = GraderConfig(grader=name, params=VERIFIERS[name])
     seconds = dict.fromkeys(PARTS, 0.0)

@@ -1,9 +1,7 @@
 """Grades, the composite and the shards of the grading stage."""
 
 import json
-import sys
 from datetime import UTC, datetime
-from types import ModuleType
 
 import numpy as np
 import polars as pl
@@ -20,10 +18,9 @@ from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
 from tasks.grading.graders import open_grader
-from tasks.grading.sample import samples_of
+from tasks.grading.samples import samples_of
 from tasks.grading.scores import grades_from_scores
 from tasks.grading.shards import check_order, shard_at, shard_count
-from tasks.grading.verdict import Verdict
 
 HAIKU = "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."
 
@@ -75,22 +72,26 @@ def graded(sampled: pl.DataFrame, entries: pl.DataFrame, spec: GraderConfig) -> 
     return grade_samples(samples, open_grader(spec), spec, lambda done, total, label: None)
 
 
+OWN_GRADERS = """
+from tasks.grading.verdict import Verdict
+
+
+def picky(text, answer, params):
+    if "raise" in text:
+        raise KeyError("no such word")
+    if "large" in text:
+        return Verdict(7.0)
+    return Verdict(0.5)
+
+
+picky.version = "3"
+"""
+
+
 @pytest.fixture
-def own_graders():
-    module = ModuleType("own_graders")
-
-    def picky(text, answer, params):
-        if "raise" in text:
-            raise KeyError("no such word")
-        if "large" in text:
-            return Verdict(7.0)
-        return Verdict(0.5)
-
-    picky.version = "3"
-    module.picky = picky
-    sys.modules["own_graders"] = module
-    yield
-    del sys.modules["own_graders"]
+def own_graders(tmp_path, monkeypatch):
+    (tmp_path / "own_graders.py").write_text(OWN_GRADERS)
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 def test_each_prompt_is_graded_by_its_own_verifier():

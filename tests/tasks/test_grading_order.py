@@ -12,7 +12,7 @@ from storage.records import BatchEntry, Grade, Rollout
 from tasks.grading.config import GraderConfig
 from tasks.grading.grade import grade_samples
 from tasks.grading.graders import open_grader
-from tasks.grading.sample import samples_of
+from tasks.grading.samples import samples_of
 
 ENTRY = '{"dataset": "chain_sum", "entry": {"question": "", "answer": "7", "metadata": {}}}'
 # The verifiers of a mixed batch: (name, params, answer).

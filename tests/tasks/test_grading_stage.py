@@ -77,6 +77,19 @@ def own_verifier():
     del sys.modules["own_verifiers"]
 
 
+def test_graders_of_ones_own_are_hashed_with_their_versions(tmp_path, own_verifier):
+    batch = batch_of(tmp_path, "haiku")
+    own = [
+        GraderConfig(grader="own_verifiers:half"),
+        GraderConfig(grader="http://127.0.0.1:1/grade", params={"version": 4}),
+        GraderConfig(grader="command", params={"run": ["sh"], "version": "5"}),
+    ]
+    expected = {"own_verifiers:half": "3", "http://127.0.0.1:1/grade": "4", "command": "5"}
+    assert grading.versions(GradingConfig(graders=own), batch) == expected
+    both = GradingConfig(graders=[GraderConfig(), own[0]])
+    assert grading.versions(both, batch) == {"haiku": "1", "own_verifiers:half": "3"}
+
+
 def test_a_prompts_own_verifier_is_hashed_with_its_version(tmp_path, own_verifier):
     batch = batch_of(tmp_path, "haiku", "own_verifiers:half", "haiku")
     assert grading.versions(GradingConfig(), batch) == {"haiku": "1", "own_verifiers:half": "3"}

@@ -1,0 +1,1 @@
+"""Graders of one's own: functions, classes, HTTP endpoints and commands, by what `grader` names."""
