@@ -6,6 +6,9 @@ from typing import Protocol
 
 from storage.errors import PosttrainError
 from tasks.grading.config import GraderConfig
+from tasks.grading.judges.config import JUDGES
+from tasks.grading.judges.grader import open_judge
+from tasks.grading.resources import Resources
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Answer, Failure
 from tasks.grading.verifiers.registry import resolve_verifier
@@ -73,9 +76,10 @@ def _verify(sample: Sample) -> Answer:
 
 
 # What `grader` names -> how it is opened. A name that isn't here is a verifier's.
-GRADERS: dict[str, Callable[[GraderConfig], Grader]] = {}
+GRADERS: dict[str, Callable[[GraderConfig, Resources], Grader]] = dict.fromkeys(JUDGES, open_judge)
 
 
-def open_grader(config: GraderConfig) -> Grader:
-    """The grader that a configuration names."""
-    return GRADERS.get(config.grader, lambda _: VerifierGrader())(config)
+def open_grader(config: GraderConfig, resources: Resources | None = None) -> Grader:
+    """The grader that a configuration names. `resources`: what it may borrow; by default nothing."""
+    opened = GRADERS.get(config.grader)
+    return VerifierGrader() if opened is None else opened(config, resources or Resources())
