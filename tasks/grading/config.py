@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
-from tasks.grading.judges.config import CHAMPION, JUDGES, JudgeConfig, check_judge
+from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
@@ -92,11 +92,6 @@ class GradingConfig(StrictConfig):
     def needs_reward_model(self) -> bool:
         """Whether one of the graders is the reward model."""
         return any(grader.grader == REWARD_MODEL for grader in self.graders)
-
-    @property
-    def needs_champion(self) -> bool:
-        """Whether the policy's champion judges."""
-        return CHAMPION in self.local_models.values()
 
     @property
     def local_models(self) -> dict[str, str]:

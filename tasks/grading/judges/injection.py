@@ -29,9 +29,10 @@ SIGNS = {
         re.I,
     ),
     "demand": re.compile(
-        r"\b(?:give|award|assign|rate|grade|score|mark)\b[^.\n]{0,40}\b(?:10|ten|100|full (?:marks|points|credit)|"
-        r"(?:maximum|highest|perfect|top) (?:score|grade|rating|marks|points))\b",
-        re.I,
+        r"\b(?:give|award|assign|rate|grade|score|deserves?)\b[^.\n]{0,40}?\b(?:(?:10|ten|100)\b(?=\s*(?:$|[.!?,;)\"']|/\s*10|"
+        r"out of|points?\b|marks?\b|to (?:this|it)\b|because|please))|full (?:marks|points|credit)|"
+        r"(?:maximum|max|highest|perfect|top) (?:possible )?(?:score|grade|rating|marks|points))",
+        re.I | re.M,
     ),
     "criteria": re.compile(
         r"\b(?:all|every|each|new|additional|updated|revised)\b[^.\n]{0,20}\bcriteri(?:a|on)\b[^.\n]{0,40}"
@@ -39,7 +40,7 @@ SIGNS = {
         re.I | re.M,
     ),
     "role": re.compile(
-        r"^\W{0,3}(?:system|assistant|developer|judge|grader)\s*:|\b(?:note|message|attention|instructions?) "
+        r"^\W{0,3}(?:system|developer|judge|grader)\s*:|\b(?:note|message|attention|instructions?) "
         r"(?:to|for) (?:the )?(?:judge|grader|evaluator)\b|\byou are (?:now )?(?:a|an|the) "
         r"(?:\w+ )?(?:judge|grader|evaluator)\b",
         re.I | re.M,
