@@ -281,6 +281,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: required, not given"
     message = problem["msg"].removeprefix("Value error, ")
+    if "credentials" in message:
+        return f"{key}: {message}"  # what was found is a secret
     return f"{key}: {message}, found {_shown(problem['input'])}"
 
 

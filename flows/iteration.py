@@ -15,6 +15,8 @@ from tasks._stage import RunContext
 from tasks.curate.stage import curate
 from tasks.evaluation.stage import evaluate
 from tasks.filtering.stage import filter_rollouts
+from tasks.grading.config import GradingConfig
+from tasks.grading.judges.config import CHAMPION
 from tasks.grading.stage import grade
 from tasks.policy_update.stage import update
 from tasks.preferences.stage import collect_preferences
@@ -75,8 +77,10 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         rollouts=rollouts,
         batch=drawn,
         reward_model=reward_model if graders.needs_reward_model else None,
+        judge_models=_judge_models(graders, run.root, champion),
         config=graders,
     )
+    engines.free_accelerator()
     kept = filter_rollouts(rollouts=rollouts, rewards=graded, config=config.filtering)
     pairs = collect_preferences(
         rollouts=rollouts,
@@ -125,13 +129,16 @@ def score_held_out(
     seed = derive_seed(config.seed, "evaluation")
     rollouts = generate(batch=held_out, policy=policy, config=config.rollouts, seed=seed, step=f"{name}-rollouts")
     engines.free_accelerator()
+    graders = config.grading.active(FIRST, has_reward_model=False)
     graded = grade(
         rollouts=rollouts,
         batch=held_out,
         reward_model=None,
-        config=config.grading.active(FIRST, has_reward_model=False),
+        judge_models=_judge_models(graders, policy.root),
+        config=graders,
         step=f"{name}-grading",
     )
+    engines.free_accelerator()
     return evaluate(
         rollouts=rollouts,
         grading=graded,
@@ -198,10 +205,21 @@ def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: R
     rollouts = generate.artifact(run.root, batch=batch, policy=champion, config=config.rollouts, seed=seed)
     graders = config.grading.active(FIRST, has_reward_model=False)
     if rollouts.id == recorded.manifest.inputs["rollouts"]:
-        graded = grade.artifact(run.root, rollouts=rollouts, batch=batch, reward_model=None, config=graders)
+        judges = _judge_models(graders, run.root)
+        graded = grade.artifact(
+            run.root, rollouts=rollouts, batch=batch, reward_model=None, judge_models=judges, config=graders
+        )
         if graded.id == recorded.manifest.inputs["grading"]:
             return recorded
     return score_held_out(champion, None, config, pool, name="champion")
+
+
+def _judge_models(graders: GradingConfig, root: str, champion: Artifact | None = None) -> dict[str, Artifact]:
+    """What the local judges among the graders are served from, by their labels."""
+    found = {}
+    for label, model in graders.local_models.items():
+        found[label] = champion if champion is not None and model == CHAMPION else register_base(root, model)
+    return found
 
 
 def _reference(policy: Artifact, config: RunConfig, run: RunContext) -> Artifact | None:

@@ -8,12 +8,16 @@ from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
 from tasks.curate.sources import check_sources
+from tasks.grading.judges.config import CHAMPION
 from tasks.sft.demonstrations import check_demonstrations
 
 
 def check_inputs(config: RunConfig) -> None:
     """Raise `InputError` for a model, a source or a store that can't be used."""
     find_base(config.model.path)
+    for model in config.grading.local_models.values():
+        if model != CHAMPION:
+            find_base(model)
     check_sources(config.curate)
     if config.sft is not None:
         check_demonstrations(config.sft)

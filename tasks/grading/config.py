@@ -8,6 +8,7 @@ from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
 from tasks.grading.composite_check import check_composite
 from tasks.grading.composite_config import CompositeConfig
+from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
@@ -21,7 +22,8 @@ class GraderConfig(StrictConfig):
         default=PROMPT_VERIFIER,
         min_length=1,
         description="'verifier' (each prompt's own), 'reward_model', a verifier for every prompt by its name, "
-        "package.module:function or package.module:Class, an endpoint's http(s) address, or 'command'",
+        "a judging language model ('rubric', 'pairwise', 'reference_judge'), package.module:function or :Class, an "
+        "endpoint's http(s) address, or 'command'",
     )
     name: str | None = Field(
         default=None, min_length=1, description="how grades and metrics call it; default: the grader"
@@ -37,6 +39,7 @@ class GraderConfig(StrictConfig):
     pass_score: float | None = Field(
         default=None, description="a judge passes from this score on; none: as its verifier says"
     )
+    judging: JudgeConfig | None = Field(default=None, description="who judges, for the graders that are a judge")
     truncated_factor: float = Field(
         default=0.5,
         ge=0,
@@ -62,14 +65,25 @@ class GraderConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:
-        if self.judge and self.pass_score is None and self.grader == REWARD_MODEL:
-            raise ValueError("a reward model draws no line between pass and fail; give the judge a pass_score")
+        if self.judge and self.pass_score is None and self.grader in (REWARD_MODEL, *JUDGES):
+            named = "a reward model" if self.grader == REWARD_MODEL else self.grader
+            raise ValueError(f"{named} draws no line between pass and fail; give the judge a pass_score")
+        return self
+
+    @model_validator(mode="after")
+    def _judged_by_somebody(self) -> Self:
+        check_judge(self.grader, self.judging, self.params, self.from_iteration)
         return self
 
     @property
     def label(self) -> str:
         """The name in grades, rewards and metrics."""
         return self.name or self.grader
+
+    @property
+    def local_model(self) -> str | None:
+        """The model that it judges by and an engine here serves: 'champion', a folder or package:NAME."""
+        return self.judging.local_model if self.judging else None
 
 
 class GradingConfig(StrictConfig):
@@ -99,6 +113,11 @@ class GradingConfig(StrictConfig):
     def needs_reward_model(self) -> bool:
         """Whether one of the graders is the reward model."""
         return any(grader.grader == REWARD_MODEL for grader in self.graders)
+
+    @property
+    def local_models(self) -> dict[str, str]:
+        """The models that engines here serve, by the label of the grader that judges by them."""
+        return {grader.label: grader.local_model for grader in self.graders if grader.local_model is not None}
 
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.

@@ -1,9 +1,11 @@
 """What a grader is, and the graders by the name that a run file gives."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tasks.grading.config import COMMAND, GraderConfig
+from tasks.grading.judges.config import JUDGES
+from tasks.grading.judges.grader import judge_rules, open_judge
 from tasks.grading.majority import MajorityGrader
 from tasks.grading.own.command import CommandGrader
 from tasks.grading.own.endpoint import ADDRESS, EndpointGrader
@@ -11,6 +13,7 @@ from tasks.grading.own.functions import AsyncGrader, ClassGrader, call_of
 from tasks.grading.own.signatures import form_of, imported
 from tasks.grading.pool import shared_pool
 from tasks.grading.process import ProcessGrader
+from tasks.grading.resources import Resources
 from tasks.grading.sample import Sample
 from tasks.grading.sandbox import grader as python_code
 from tasks.grading.verdict import Answer
@@ -97,8 +100,13 @@ RULE_VERSIONS: dict[str, Callable[[GraderConfig], str]] = {
 }
 
 
-def open_grader(config: GraderConfig) -> Grader:
-    """The grader that a configuration names. Raises `InputError` for one of one's own that can't be used."""
+def open_grader(config: GraderConfig, resources: Resources | None = None) -> Grader:
+    """The grader that a configuration names. `resources`: what it may borrow; by default nothing.
+
+    Raises `InputError` for one of one's own that can't be used.
+    """
+    if config.grader in JUDGES:
+        return open_judge(config, resources or Resources())
     if config.grader in GRADERS:
         return GRADERS[config.grader](config)
     if ADDRESS.match(config.grader):
@@ -111,11 +119,13 @@ def open_grader(config: GraderConfig) -> Grader:
     return AsyncGrader(config) if form_of(config.grader, named).is_async else VerifierGrader(config)
 
 
-def version_of_grader(config: GraderConfig) -> str:
+def version_of_grader(config: GraderConfig) -> Any:
     """The version of the rule that a configuration names, whatever kind of grader it is; not of `verifier`.
 
     Raises `InputError` for a name or params that there aren't.
     """
+    if config.judging is not None:
+        return judge_rules(config.judging)
     if config.grader in RULE_VERSIONS:
         return RULE_VERSIONS[config.grader](config)
     if ADDRESS.match(config.grader):

@@ -3,12 +3,18 @@ of the graders."""
 
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import polars as pl
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
 from storage.policies import base_of, resolve_policy
+from tasks._engines import pool
+from tasks._engines.config import EngineConfig
+from tasks._engines.protocol import ServedModel
+from tasks._serving import served_model
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
 from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_graders
@@ -16,6 +22,9 @@ from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
 from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
+from tasks.grading.judges.accounting import judge_metrics
+from tasks.grading.judges.config import JUDGES
+from tasks.grading.resources import Resources
 from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import check_order, shard_at, shard_count
@@ -23,8 +32,8 @@ from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
 NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
-# Shards run side by side in threads; each loads the reward model, and a device holds one at a time.
-_one_reward_model = threading.Lock()
+# Shards run side by side in threads; where a reward model and a local judge both grade, a device holds one at a time.
+_one_model = threading.Lock()
 
 
 def plan(rollouts: Artifact, batch: Artifact, config: GradingConfig) -> int:
@@ -47,7 +56,8 @@ def _samples(batch: Artifact) -> list[int]:
 def versions(config: GradingConfig, batch: Artifact) -> dict[str, str]:
     """The versions of the rules that the graders apply, the prompts' own among them: part of the fingerprint."""
     rules = [spec for spec in config.graders if spec.grader not in NOT_NAMED]
-    found = {(spec.label if spec.grader in RULE_VERSIONS else spec.grader): version_of_grader(spec) for spec in rules}
+    by_label = {*RULE_VERSIONS, *JUDGES}
+    found = {(spec.label if spec.grader in by_label else spec.grader): version_of_grader(spec) for spec in rules}
     if any(spec.grader == PROMPT_VERIFIER for spec in config.graders):
         own = batch.scan("batch").select(pl.col("verifier").struct.field("name").unique()).collect()["name"]
         found |= {name: resolve_verifier(name).version for name in own}
@@ -64,7 +74,8 @@ def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: Gradi
     facts = None if config.composite.is_default else _facts(rollouts, batch)
     combined = composite(grades, config.graders, config.composite, facts)
     summary, agreement = summarise_graders(grades), agreement_of(grades)
-    metrics = grade_metrics(grades, combined) | analysis_metrics(summary, agreement)
+    judges = [grader.label for grader in config.graders if grader.judging is not None]
+    metrics = grade_metrics(grades, combined) | analysis_metrics(summary, agreement) | judge_metrics(grades, judges)
     return Outputs(metrics=metrics, rewards=combined, grader_summary=summary, grader_agreement=agreement)
 
 
@@ -84,10 +95,14 @@ def grade(
     reward_model: Artifact | None,
     config: GradingConfig,
     *,
+    judge_models: Mapping[str, Artifact] | None = None,
     shard: Shard,
     context: StageContext,
 ) -> Outputs:
-    """One grader's grades of one slice. `config` is already `active` for the iteration."""
+    """One grader's grades of one slice. `config` is already `active` for the iteration.
+
+    `judge_models`: the policy or base model of each of `config.local_models`, by the grader's label.
+    """
     part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
@@ -96,11 +111,34 @@ def grade(
     entries, texts = batch.read("batch"), sampled.select(SAMPLE_COLUMNS).collect()
     check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
     samples = list(samples_of(texts, entries, part.grader))
-    grader = open_grader(part.grader)
-    try:
-        return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))
-    finally:
-        grader.close()
+    with _device_for(part.grader, config):
+        grader = open_grader(part.grader, Resources(served=_served_from(judge_models or {})))
+        try:
+            return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))
+        finally:
+            grader.close()
+
+
+def _served_from(models: Mapping[str, Artifact]) -> Callable[[str, EngineConfig], ServedModel]:
+    def served(label: str, engine: EngineConfig) -> ServedModel:
+        if label not in models:
+            raise InputError(f"grading.graders: {label} judges by a local model, and none is here for it")
+        return served_model(resolve_policy(models[label]), engine)
+
+    return served
+
+
+@contextmanager
+def _device_for(grader: GraderConfig, config: GradingConfig) -> Iterator[None]:
+    """The device alone for a local judge where a reward model wants it too; its engine ends before the next one."""
+    if grader.local_model is None or not config.needs_reward_model:
+        yield
+        return
+    with _one_model:
+        try:
+            yield
+        finally:
+            pool.free_accelerator()
 
 
 def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:
@@ -108,7 +146,7 @@ def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grade
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
     options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
-    with _one_reward_model:
+    with _one_model:
         started = time.perf_counter()
         base = resolve_policy(base_of(reward_model)).base
         scores = score(base, reward_model.files_folder(), prompts, answers, **options)

@@ -5,11 +5,11 @@ import time
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
-from storage.models import PolicyFiles, merged_folder
 from storage.policies import resolve_policy
 from tasks._engines import pool
 from tasks._engines.chat import load_tokenizer, render
-from tasks._engines.protocol import SamplingParams, ServedModel
+from tasks._engines.protocol import SamplingParams
+from tasks._serving import served_model
 from tasks._stage import Shard, StageContext, stage
 from tasks.rollouts.config import RolloutsConfig
 from tasks.rollouts.table import rollout_metrics, rollout_rows, shard_bounds, shard_count
@@ -49,7 +49,7 @@ def generate(
     _check_lengths(part["prompt_id"].to_list(), prompts, config)
     sampling = SamplingParams(**config.sampling.model_dump())
     shard_seed = derive_seed(seed, "shard", shard.index)
-    with pool.acquire(config.engine, served_model(files, config)) as engine:
+    with pool.acquire(config.engine, served_model(files, config.engine)) as engine:
         started = time.monotonic()
         completions = engine.generate(
             prompts,
@@ -71,17 +71,6 @@ def generate(
         seed=shard_seed,
     )
     return Outputs(metrics=rollout_metrics(rows, seconds), rollouts=rows)
-
-
-def served_model(files: PolicyFiles, config: RolloutsConfig) -> ServedModel:
-    """The policy as the engine takes it: full weights, its own or merged, or base and adapter side by side."""
-    merged = files.adapter is None or pool.adapter_mode(config.engine) == "merged"
-    return ServedModel(
-        model=merged_folder(files, pool.served_dtype(config.engine)) if merged else files.weights,
-        adapter=None if merged else files.adapter,
-        policy_id=files.policy_id,
-        tokenizer=files.base,
-    )
 
 
 def _check_lengths(prompt_ids: list[str], prompts: list[list[int]], config: RolloutsConfig) -> None:

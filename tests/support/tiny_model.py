@@ -14,7 +14,7 @@ SENTENCES = (
 )
 
 
-def build_tiny_model(folder: Path, seed: int = 0) -> Path:
+def build_tiny_model(folder: Path, seed: int = 0, positions: int = 512) -> Path:
     """Save a Llama (2 layers, width 64, two heads of 32, vocabulary of about 320) with weights drawn from `seed`.
 
     The tokenizer is byte-level BPE, so it encodes any text; its end of turn is `<|im_end|>`. Embeddings are tied, as
@@ -36,7 +36,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id,

@@ -20,13 +20,13 @@ from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import Engine, SamplingParams
 from tasks._engines.transformers_engine import TransformersEngine
 from tasks._engines.vllm_engine import VllmEngine
+from tasks._serving import served_model
 from tasks._training.batching import group_rows
 from tasks._training.logprobs import token_logprobs
 from tasks._training.lora import load_causal_model
 from tasks._training.packing import pack
 from tasks.policy_update.parity import MAX_MEAN_DIFFERENCE
 from tasks.rollouts.config import RolloutsConfig
-from tasks.rollouts.stage import served_model
 
 CONFIG = RolloutsConfig(sampling={"max_tokens": 16}, engine=EngineConfig(max_model_len=128, kv_cache_gib=1))
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def policies(base: Artifact, tiny_model: Path, tmp_path_factory: pytest.TempPath
 def engine(request: pytest.FixtureRequest, policies: list[PolicyFiles]) -> Iterator[Engine]:
     """An engine that serves the base."""
     kind = {"transformers": TransformersEngine, "vllm": VllmEngine}[request.param]
-    started = kind(CONFIG.engine, served_model(policies[-1], CONFIG))
+    started = kind(CONFIG.engine, served_model(policies[-1], CONFIG.engine))
     yield started
     started.close()
 
@@ -91,7 +91,7 @@ def test_full_weights_are_served_swapped_and_agree_with_the_trainer(engine: Engi
     limit = MAX_MEAN_DIFFERENCE[choose_dtype("auto", "cpu")]
     child = engine._child.pid if isinstance(engine, VllmEngine) else None
     for policy in (policies[0], policies[1], policies[2], policies[0]):
-        engine.load(served_model(policy, CONFIG))
+        engine.load(served_model(policy, CONFIG.engine))
         assert mean_difference(engine, policy) < limit
     assert mean_difference(engine, policies[1]) > 0.5, "the other policy's weights answer too"
     if isinstance(engine, VllmEngine):
