@@ -35,7 +35,7 @@ from tasks.grading.verdict import Failure
 
 LONG = 4096
 ANSWER_TOKENS = 24
-START_S = 240
+START_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def local(engine: str, model: str = "champion", **options) -> GraderConfig:
     return GraderConfig(grader="rubric", from_iteration=1, judging=judging)
 
 
-@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.servers)])
+@pytest.mark.parametrize(
+    "engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.servers, pytest.mark.slow])]
+)
 def test_an_engine_answers_and_what_it_babbles_is_kept(engine, long_model):
     resources = Resources(served=lambda label, config: ServedModel(long_model, None, "f00d", long_model))
     config = local(engine)
