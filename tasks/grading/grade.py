@@ -32,8 +32,8 @@ class _Columns(NamedTuple):
 def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfig, progress: Progress) -> pl.DataFrame:
     """The `Grade` frame of one grader over the samples, in their order.
 
-    Equal outputs to a prompt are graded once, except by a grader that compares a prompt's samples. `latency_s` is
-    the time that the call took, shared by its samples.
+    Equal outputs to a prompt are graded once, except by a grader that compares a prompt's samples: what that cost
+    stands in the first one's row. `latency_s` is the time that the call took, shared by its samples.
     """
     if grader.compares_group:
         distinct, places = list(samples), list(range(len(samples)))
@@ -48,7 +48,8 @@ def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfi
         _columns(distinct, answers, config)._asdict(), schema={name: SCHEMA[name] for name in _Columns._fields}
     )
     if len(distinct) < len(samples):
-        said = said[places]
+        first = pl.Series(places).is_first_distinct()
+        said = said[places].with_columns(pl.when(first).then("cost").otherwise(0.0).alias("cost"))
     known = {
         "rollout_id": [sample.rollout_id for sample in samples],
         "grader_version": [grader.version_of(sample) for sample in samples],

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from tasks.grading.graders import open_grader
 from tasks.grading.samples import samples_of
 from tasks.grading.scores import grades_from_scores
 from tasks.grading.shards import check_order, shard_at, shard_count
+from tasks.grading.verdict import Verdict
 
 HAIKU = "An old silent pond\nA frog jumps into the pond\nSplash! Silence again."
 
@@ -103,6 +105,25 @@ def test_each_prompt_is_graded_by_its_own_verifier():
     assert grades["grader"].unique().to_list() == ["verifier"]
     assert grades["grader_version"].to_list() == ["haiku/1", "number/1", "number/1"]
     assert json.loads(grades["detail"][0])["syllables"] == [5, 7, 5]
+
+
+def test_equal_outputs_are_graded_and_paid_for_once():
+    class Paid:
+        compares_group = False
+        seen: ClassVar[list[str]] = []
+
+        def version_of(self, sample):
+            return "1"
+
+        def grade_batch(self, samples, progress):
+            self.seen += [sample.text for sample in samples]
+            return [Verdict(0.5, cost=0.25) for _ in samples]
+
+    spec, sampled = GraderConfig(), rollouts(("p", "x", "stop"), ("p", "x", "stop"), ("p", "y", "stop"))
+    samples = list(samples_of(sampled, batch(p=("haiku", None)), spec))
+    grades = grade_samples(samples, Paid(), spec, lambda done, total, label: None)
+    assert Paid.seen == ["x", "y"]
+    assert grades["score"].to_list() == [0.5] * 3 and grades["cost"].to_list() == [0.25, 0.0, 0.25]
 
 
 def test_a_truncated_rollout_gets_half_and_does_not_pass():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from storage.errors import InputError
 from tasks.grading.answers import boxed, final, number
 from tasks.grading.config import GraderConfig
-from tasks.grading.graders import open_grader, rule_version
+from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import Sample
 
 
@@ -92,4 +92,4 @@ def test_wrong_params_are_refused():
         ({"answr": "text"}, "unknown params"),
     ]:
         with pytest.raises(InputError, match=message):
-            rule_version(GraderConfig(grader="majority", params=params))
+            version_of_grader(GraderConfig(grader="majority", params=params))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from storage.errors import InputError
 from tasks.grading.config import GraderConfig
-from tasks.grading.graders import open_grader, rule_version
+from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Failure
 from tasks.grading.verifiers.registry import resolve_verifier
@@ -110,7 +110,7 @@ def test_a_scorer_of_ones_own_and_its_outcomes(own_scorers, outcome, expected):
     [found] = graded("first\n\nsecond", scorer="own_scorers:rising", outcome=outcome, pass_step=0.6)
     assert (found.score, found.passed, found.detail) == (expected, False, {"steps": [0.5, 0.75]})
     config = GraderConfig(grader="process", params={"scorer": "own_scorers:rising"})
-    assert rule_version(config) == "1/own_scorers:rising/7"
+    assert version_of_grader(config) == "1/own_scorers:rising/7"
 
 
 def test_what_a_scorer_cannot_score_is_a_failure_and_the_others_are_graded(own_scorers):

@@ -5,10 +5,9 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import InputError
-from tasks.grading.config import GraderConfig
 from tasks.grading.sample import Sample
 from tasks.grading.sandbox.bubblewrap import SWITCH, Launcher, SandboxError, check_sandbox
 from tasks.grading.sandbox.examination import Examined, Examiners, examine
@@ -16,6 +15,9 @@ from tasks.grading.sandbox.examples import Tests, tests_of
 from tasks.grading.sandbox.limits import Limits
 from tasks.grading.sandbox.program import program_parts
 from tasks.grading.verdict import Answer, Failure, Verdict, with_defaults
+
+if TYPE_CHECKING:
+    from tasks.grading.config import GraderConfig  # not imported: the table of verifiers is, by light workers
 
 log = logging.getLogger(__name__)
 NAME, VERSION = "python_code", "1"
@@ -56,7 +58,7 @@ class CodeGrader:
 
     compares_group = False
 
-    def __init__(self, config: GraderConfig) -> None:
+    def __init__(self, config: "GraderConfig") -> None:
         sandboxed = config.params.get(SWITCH, False) is not True
         if sandboxed:
             check_sandbox()
@@ -125,6 +127,8 @@ def python_code(text: str, answer: str | None, params: Mapping[str, Any]) -> Ver
     Params: tests (required), entry_point, prefix, tolerance (0), partial (false) and the limits of `Limits`. Raises
     `ValueError` when the tests can't be run.
     """
+    from tasks.grading.config import GraderConfig
+
     grader = CodeGrader(GraderConfig(grader=NAME))
     try:
         sample = Sample("", "", "", (), text, 0, False, None, None, "", NAME, params)
