@@ -43,6 +43,10 @@ class GraderConfig(StrictConfig):
     score_range: tuple[float, float] | None = Field(
         default=(0.0, 1.0), description="a score outside fails its row; null: every finite score is taken"
     )
+    cached: bool | None = unhashed(
+        None, "keep its answers, so that none is paid for twice; none: where the grader says that it costs something"
+    )
+    chunk: int = unhashed(64, "answers that are kept together: what a killed shard pays for again, at most", ge=1)
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:

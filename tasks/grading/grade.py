@@ -11,22 +11,25 @@ import polars as pl
 from storage.records import Grade
 from tasks.grading.config import GraderConfig
 from tasks.grading.graders import Grader, Progress
+from tasks.grading.paid import Memory, Purse, answers_of
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Answer, Failure, Verdict
 
 
-def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfig, progress: Progress) -> pl.DataFrame:
+def grade_samples(
+    samples: Sequence[Sample], grader: Grader, config: GraderConfig, progress: Progress, purse: Purse | None = None
+) -> pl.DataFrame:
     """The `Grade` frame of one grader over the samples, in their order.
 
-    Equal outputs to a prompt are graded once, except by a grader that compares a prompt's samples. `latency_s` is
-    the time that the call took, shared by its samples.
+    Equal outputs to a prompt are graded once, except by a grader that compares a prompt's samples. With a `purse`
+    answers that were paid for before are found. `latency_s` is the time that the call took, shared by its samples.
     """
     if grader.compares_group:
         distinct, places = list(samples), list(range(len(samples)))
     else:
         distinct, places = _distinct(samples)
     started = time.perf_counter()
-    answers = grader.grade_batch(distinct, progress)
+    answers = answers_of(distinct, grader, config, progress, purse)
     latency_s = (time.perf_counter() - started) / max(len(distinct), 1)
     if len(answers) != len(distinct):
         raise ValueError(f"grader {config.label} gave {len(answers)} answers to {len(distinct)} samples")
@@ -35,6 +38,11 @@ def grade_samples(samples: Sequence[Sample], grader: Grader, config: GraderConfi
         for sample, place in zip(samples, places, strict=True)
     ]
     return pl.DataFrame(rows, schema=Grade.create_empty().schema, orient="row")
+
+
+def purse_for(config: GraderConfig, memory: Memory) -> Purse:
+    """A purse that keeps what becomes an ok grade."""
+    return Purse(memory, lambda answer: isinstance(_checked(answer, config), Verdict))
 
 
 def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:

@@ -7,13 +7,15 @@ import polars as pl
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
+from storage.grade_cache import GradeCache
 from storage.policies import base_of, resolve_policy
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
-from tasks.grading.grade import grade_samples
+from tasks.grading.grade import grade_samples, purse_for
 from tasks.grading.graders import open_grader
+from tasks.grading.paid import is_cached
 from tasks.grading.sample import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
 from tasks.grading.shards import shard_at, shard_count
@@ -43,7 +45,7 @@ def rewards(joined: Artifact, config: GradingConfig) -> Outputs:
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
     combined = composite(grades, config.graders)
-    return Outputs(metrics=grade_metrics(grades, combined), rewards=combined)
+    return Outputs(metrics=joined.metrics | grade_metrics(grades, combined), rewards=combined)
 
 
 @stage("grading", version=3, shards=plan, combine=rewards, extra=versions)
@@ -63,9 +65,11 @@ def grade(
         scored = sampled.select(SCORED_COLUMNS).collect()
         return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
     samples = list(samples_of(sampled.select(SAMPLE_COLUMNS).collect(), batch.read("batch"), part.grader))
+    purse = purse_for(part.grader, GradeCache(rollouts.root))
     grader = open_grader(part.grader)
     try:
-        return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))
+        grades = grade_samples(samples, grader, part.grader, context.progress, purse)
+        return Outputs(metrics=purse.spending.metrics() if is_cached(part.grader, grader) else {}, grades=grades)
     finally:
         grader.close()
 
