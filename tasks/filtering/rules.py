@@ -12,6 +12,7 @@ from tasks.filtering.config import RuleConfig
 
 KEPT = "kept"
 INCOMPLETE = "incomplete"
+TRAINED = "trained"
 
 
 class Rule(NamedTuple):

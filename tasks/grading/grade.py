@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -14,6 +14,17 @@ from tasks.grading.graders import Grader, Progress
 from tasks.grading.paid import Memory, Purse, answers_of
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Answer, Failure, Verdict
+
+
+class Gradable(Protocol):
+    """What a grade's row takes of a rollout: a `Sample`, or a `PendingGrade`."""
+
+    @property
+    def rollout_id(self) -> str: ...
+    @property
+    def policy_id(self) -> str: ...
+    @property
+    def truncated(self) -> bool: ...
 
 
 def grade_samples(
@@ -34,15 +45,15 @@ def grade_samples(
     if len(answers) != len(distinct):
         raise ValueError(f"grader {config.label} gave {len(answers)} answers to {len(distinct)} samples")
     rows = [
-        _row(sample, answers[place], config, grader.version_of(sample), latency_s)
+        grade_row(sample, answers[place], config, grader.version_of(sample), latency_s)
         for sample, place in zip(samples, places, strict=True)
     ]
-    return pl.DataFrame(rows, schema=Grade.create_empty().schema, orient="row")
+    return grade_frame(rows)
 
 
 def purse_for(config: GraderConfig, memory: Memory) -> Purse:
     """A purse that keeps what becomes an ok grade."""
-    return Purse(memory, lambda answer: isinstance(_checked(answer, config), Verdict))
+    return Purse(memory, lambda answer: isinstance(checked_answer(answer, config), Verdict))
 
 
 def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
@@ -58,23 +69,36 @@ def _distinct(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
     return distinct, places
 
 
-def _row(sample: Sample, answer: Answer, config: GraderConfig, version: str, latency_s: float) -> tuple[Any, ...]:
-    """In the order of `Grade`'s columns."""
-    checked = _checked(answer, config)
-    start = (sample.rollout_id, config.label, version)
+def grade_row(
+    rollout: Gradable,
+    answer: Answer,
+    config: GraderConfig,
+    version: str,
+    latency_s: float = 0.0,
+    notes: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """An answer in the order of `Grade`'s columns; `notes` are added to its detail."""
+    checked = checked_answer(answer, config)
+    start = (rollout.rollout_id, config.label, version)
     if isinstance(checked, Failure):
-        detail = json.dumps(checked.detail | {"error": checked.error})
-        return (*start, "failed", None, None, None, detail, latency_s, checked.cost, sample.policy_id)
+        detail = json.dumps(checked.detail | {"error": checked.error} | dict(notes or {}))
+        return (*start, "failed", None, None, None, detail, latency_s, checked.cost, rollout.policy_id)
     score, passed, known = checked.score, checked.passed, dict(checked.detail)
-    if sample.truncated:
+    if rollout.truncated:
         score *= config.truncated_factor
         passed = False if passed is not None else None
         known["truncated"] = True
+    known |= notes or {}
     text = json.dumps(known) if known else "{}"
-    return (*start, "ok", score, passed, checked.uncertainty, text, latency_s, checked.cost, sample.policy_id)
+    return (*start, "ok", score, passed, checked.uncertainty, text, latency_s, checked.cost, rollout.policy_id)
 
 
-def _checked(answer: Answer, config: GraderConfig) -> Answer:
+def grade_frame(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
+    """The `Grade` frame of such rows."""
+    return pl.DataFrame(rows, schema=Grade.create_empty().schema, orient="row")
+
+
+def checked_answer(answer: Answer, config: GraderConfig) -> Answer:
     """A failure for a score that is no number or outside the grader's range."""
     if isinstance(answer, Failure):
         return answer
