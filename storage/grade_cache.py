@@ -18,14 +18,14 @@ FOLDER = "grade_cache"
 RELISTINGS = 5
 SCHEMA = pl.Schema(
     {
-        "row_key": pl.String,
+        "row_key": pl.String(),
         "status": pl.Enum(["ok", "pending"]),
-        "score": pl.Float64,
-        "passed": pl.Boolean,
-        "uncertainty": pl.Float64,
-        "detail": pl.String,
-        "cost": pl.Float64,
-        "ticket": pl.String,
+        "score": pl.Float64(),
+        "passed": pl.Boolean(),
+        "uncertainty": pl.Float64(),
+        "detail": pl.String(),
+        "cost": pl.Float64(),
+        "ticket": pl.String(),
         "written_at": pl.Datetime("us", "UTC"),
     }
 )
@@ -56,7 +56,7 @@ class GradeCache:
     def add(self, grader_key: str, rows: pl.DataFrame) -> str:
         """Write rows (the schema's columns less `written_at`) as one segment, whole or not at all; gives its name."""
         stamped = rows.with_columns(pl.lit(datetime.now(UTC)).alias("written_at"))
-        return self._write(grader_key, stamped.select(SCHEMA.names()).cast(dict(SCHEMA)))
+        return self._write(grader_key, stamped.select(SCHEMA.names()).cast(SCHEMA))
 
     def join(self, grader_key: str, segments: list[str]) -> None:
         """Make one segment of several of one's own. A reader that finds one of them gone lists again."""
@@ -90,7 +90,7 @@ class GradeCache:
             if wanted is not None:
                 rows = rows.filter(pl.col("row_key").is_in(wanted.implode()))
             try:
-                return rows.collect(engine="streaming").cast(dict(SCHEMA))
+                return rows.collect(engine="streaming").cast(SCHEMA)
             except (OSError, pl.exceptions.PolarsError) as error:
                 there = set(self._store.names(folder))
                 if set(names) <= there or attempt == RELISTINGS - 1:
