@@ -4,6 +4,7 @@ from prefect import flow, get_run_logger
 
 from flows.config import RunConfig
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -78,13 +79,14 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         batch=drawn,
         reward_model=reward_model if graders.needs_reward_model else None,
         judge_models=_judge_models(graders, run.root, champion),
-        config=graders,
+        config=graders.instant() if graders.slow else graders,
     )
     engines.free_accelerator()
-    kept = filter_rollouts(rollouts=rollouts, rewards=graded, config=config.filtering)
+    settled = settle_grades(state, config, run, Graded(rollouts, drawn, graded), graders)
+    kept = filter_rollouts(rollouts=rollouts, rewards=settled.rewards, config=config.filtering)
     pairs = collect_preferences(
         rollouts=rollouts,
-        rewards=graded,
+        rewards=settled.rewards,
         batch=drawn,
         config=config.preferences,
         seed=derive_seed(config.seed, "preferences"),
@@ -99,6 +101,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         preferences=pairs if config.policy_update.on_stored_pairs else None,
         policy=policy,
         reference=_reference(policy, config, run),
+        late=settled.late,
         config=config.policy_update,
         seed=derive_seed(config.seed, k, "update"),
     )
@@ -112,6 +115,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         champion_evaluation=scored.id if promoted else state.champion_evaluation,
         reward_model=reward_model.id if reward_model else None,
         prompt_history=drawn.id,
+        pending_grades=settled.pending,
         mlflow_run_id=run.mlflow_run_id,
         steps=dict(run.steps or {}),
     )

@@ -1,5 +1,7 @@
 """The steps of an iteration by name, and the check of what a rerun asks for: light, before anything starts."""
 
+import re
+
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
 
@@ -7,11 +9,18 @@ FIRST = 0
 EVALUATION_STEPS = ("evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation")
 # The base's own evaluation and sft are steps where the run file has demonstrations.
 FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", *EVALUATION_STEPS)
+# `slow-grading` to `late-filtering-1` are steps where graders are slow; `late-rewards-2` and `late-filtering-2` are
+# those of the rollouts that were sampled two iterations before, and so on.
+LATE = re.compile(r"late-(rewards|filtering)-[1-9]\d*")
 STEPS = (
     "curate",
     "select",
     "rollouts",
     "grading",
+    "slow-grading",
+    "rewards",
+    "late-rewards-1",
+    "late-filtering-1",
     "filtering",
     "preferences",
     "reward_model",
@@ -27,7 +36,7 @@ def committed_state(place: Campaign, iteration: int, stage: str) -> State | None
     Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
     steps = FIRST_STEPS if iteration == FIRST else STEPS
-    if stage not in steps:
+    if stage not in steps and (iteration == FIRST or not LATE.fullmatch(stage)):
         raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
     place.launch()
     known = place.iterations()

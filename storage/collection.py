@@ -12,6 +12,7 @@ import fsspec
 from pydantic import ValidationError
 
 from storage.artifacts import MANIFEST, FileEntry, Manifest
+from storage.grade_cache import FOLDER as GRADE_CACHE
 from storage.store import open_store
 
 MIN_AGE_S = 24 * 3600.0
@@ -84,11 +85,11 @@ class _Named:
 
 
 def _files(root: str) -> Iterator[_StoredFile]:
-    """Files of artifacts and campaigns, and what lies at the root itself, with their times."""
+    """Files of artifacts, campaigns and kept grades, and what lies at the root itself, with their times."""
     store = open_store(root)
     filesystem, base = fsspec.url_to_fs(store.root, **({} if store.is_local else {"use_listings_cache": False}))
     found: dict[str, Any] = {}
-    for folder in ("artifacts", "campaigns"):
+    for folder in ("artifacts", "campaigns", GRADE_CACHE):
         found |= filesystem.find(f"{base}/{folder}", detail=True)
     if filesystem.isdir(base):
         found |= {entry["name"]: entry for entry in filesystem.ls(base, detail=True) if entry["type"] == "file"}

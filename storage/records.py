@@ -106,12 +106,15 @@ class Rollout(dy.Schema):
 
 
 class Grade(dy.Schema):
-    """What one grader says of one rollout. A grader that fails leaves a failed row: never a zero."""
+    """What one grader says of one rollout. A grader that fails leaves a failed row: never a zero.
+
+    A slow grader's row is pending until its answer comes, or skipped where its budget didn't reach.
+    """
 
     rollout_id = _identifier(primary_key=True)
     grader = _identifier(primary_key=True)
     grader_version = dy.String()
-    status = dy.Enum(["ok", "pending", "failed"])
+    status = dy.Enum(["ok", "pending", "failed", "skipped"])
     score = dy.Float64(nullable=True)
     passed = dy.Bool(nullable=True)
     uncertainty = dy.Float64(nullable=True, min=0)
@@ -123,6 +126,25 @@ class Grade(dy.Schema):
     @dy.rule()
     def score_only_when_ok(cls) -> pl.Expr:
         return (pl.col("status") == "ok") == pl.col("score").is_not_null()
+
+
+class PendingGrade(dy.Schema):
+    """A grade that was asked for and isn't there yet: the rollout that it belongs to, and where that lies."""
+
+    rollout_id = _identifier(primary_key=True)
+    grader = _identifier(primary_key=True)
+    prompt_id = _identifier()
+    policy_id = _identifier()
+    truncated = dy.Bool(description="the length limit cut the rollout")
+    ticket = _identifier(description="under which the grader gives the answer")
+    iteration = dy.Int32(min=0, description="in which it was asked for")
+    grader_version = dy.String()
+    grader_key = _identifier(description="who grades, in the kept grades")
+    row_key = _identifier(description="what is graded, in the kept grades")
+    propensity = dy.Float64(min=0, max=1, description="the probability with which the rollout was chosen")
+    rollouts = _identifier(description="artifact of the rollout")
+    batch = _identifier(description="artifact of its prompt")
+    grading = _identifier(description="artifact of its instant grades")
 
 
 class Reward(dy.Schema):
@@ -263,6 +285,8 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "prompt_history": PromptUse,
     "rollouts": Rollout,
     "grades": Grade,
+    "late_grades": Grade,
+    "pending": PendingGrade,
     "rewards": Reward,
     "grader_summary": GraderSummary,
     "grader_agreement": GraderAgreement,

@@ -4,7 +4,6 @@ To learn which artifacts mention an id only the id column is read, straight from
 is read through `Artifact.scan`, which checks hashes.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ import polars as pl
 
 from storage.artifacts import Artifact, Manifest
 from storage.errors import CorruptArtifact
+from storage.parquet_scan import scan_stored
 from storage.store import open_store
 
 READERS = 8
@@ -122,17 +122,7 @@ def _unchecked(root: str, artifact_id: str, manifest: Manifest, table: str) -> p
     """The table as it lies in the store, for reading one column of it: a check would read all the bytes."""
     store = open_store(root)
     folder = Artifact.at(root, artifact_id).folder
-    paths = [store.uri(f"{folder}/{file.name}") for file in manifest.tables[table].files]
-    return pl.scan_parquet(paths, storage_options=None if store.is_local else _s3_options())
-
-
-def _s3_options() -> dict[str, str]:
-    """Polars' own S3 reader takes keys from the environment; a plain-http endpoint it must be allowed."""
-    options = {"aws_region": os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options |= {"aws_endpoint_url": endpoint, "aws_allow_http": "true"}
-    return options
+    return scan_stored(store, [f"{folder}/{file.name}" for file in manifest.tables[table].files])
 
 
 def _rows(root: str, manifests: Manifests, table: str, column: str, value: str, *, limit: int | None = None) -> Rows:

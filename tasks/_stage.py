@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ import httpx
 from prefect import get_run_logger, task, unmapped
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.futures import wait
 from prefect.runtime import flow_run, task_run
@@ -129,6 +130,7 @@ class Stage:
         shards: Callable[..., int] | None,
         combine: Callable[..., Outputs] | None,
         extra: Callable[..., Any] | None,
+        limits: Callable[..., list[str]] | None = None,
     ) -> None:
         self.function = function
         self.name = name
@@ -136,6 +138,7 @@ class Stage:
         self.shards = shards
         self.combine = combine
         self.extra = extra
+        self.limits = limits
         self.__doc__ = function.__doc__
 
     def artifact(self, root: str, **arguments: Any) -> Artifact:
@@ -195,14 +198,16 @@ def stage(
     shards: Callable[..., int] | None = None,
     combine: Callable[..., Outputs] | None = None,
     extra: Callable[..., Any] | None = None,
+    limits: Callable[..., list[str]] | None = None,
 ) -> Callable[[Callable[..., Outputs]], Stage]:
     """Make a stage of a function from artifacts and a configuration to outputs.
 
     `version` is raised when the same inputs should give another result. `shards` says into how many parts the
     work falls (from the same arguments); `combine` makes further outputs from the joined parts. `extra` adds to
-    the fingerprint what lies outside the arguments, such as the content of source files.
+    the fingerprint what lies outside the arguments, such as the content of source files. `limits` names Prefect's
+    concurrency limits of which computing takes a slot each, of a shard where there are shards.
     """
-    return lambda function: Stage(function, name, version, shards, combine, extra)
+    return lambda function: Stage(function, name, version, shards, combine, extra, limits)
 
 
 def _with_work(call: _Call, shards: int) -> _Call:
@@ -246,7 +251,8 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
         attempt, context = _attempt(call)
         parts = [cast(Manifest, commits.read_shard(call.recipe, index)) for index in range(shards)]
         if not call.stage.shards:
-            outputs = _invoke(call.stage.function, call.arguments, context)
+            with _limited(call):
+                outputs = _invoke(call.stage.function, call.arguments, context)
         else:
             outputs = _combine(call, parts, context)
         manifest = commits.commit_outputs(call.recipe, attempt, outputs, parts, replace=call.forced)
@@ -266,8 +272,18 @@ def execute_shard(call: _Call, shard: Shard) -> str | State[str]:
         if found is not None:
             return cast(State[str], Completed(name="Cached", message=f"shard {shard.index} exists", data=found.attempt))
         attempt, context = _attempt(call, shard)
-        outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
+        with _limited(call, shard):
+            outputs = _invoke(call.stage.function, {**call.arguments, "shard": shard}, context)
         return commits.commit_shard(call.recipe, attempt, shard.index, outputs).attempt
+
+
+@contextmanager
+def _limited(call: _Call, shard: Shard | None = None) -> Iterator[None]:
+    """Within a slot of each concurrency limit that the stage names; one that Prefect doesn't have holds nothing up."""
+    limits = call.stage.limits
+    names = limits(**_accepted(limits, {**call.arguments, "shard": shard})) if limits else []
+    with concurrency(list(dict.fromkeys(names)), strict=False) if names else nullcontext():
+        yield
 
 
 def _map_shards(call: _Call, count: int) -> None:

@@ -13,6 +13,7 @@ from tasks.filtering.config import RuleConfig
 
 KEPT = "kept"
 INCOMPLETE = "incomplete"
+TRAINED = "trained"
 
 
 class Rule(NamedTuple):

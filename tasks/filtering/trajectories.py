@@ -1,5 +1,7 @@
 """From rollouts and rewards to what trains and the ledger, pure."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
@@ -7,7 +9,7 @@ from storage.errors import InputError
 from storage.records import LedgerEntry, Trajectory
 from tasks._maths.advantages import ADVANTAGES, per_component, soft_overlong
 from tasks.filtering.config import FilteringConfig, OverlongConfig
-from tasks.filtering.rules import KEPT, apply_rules
+from tasks.filtering.rules import KEPT, TRAINED, apply_rules
 
 DECIDING_COLUMNS = ["rollout_id", "prompt_id", "iteration"]
 TRAINED_COLUMNS = ["rollout_id", "prompt_id", "policy_id", "prompt_token_ids", "token_ids", "logprobs", "sampling"]
@@ -33,6 +35,16 @@ def decide(rollouts: pl.LazyFrame, rewards: pl.LazyFrame, config: FilteringConfi
     # The rules see the reward as graded: length alone doesn't make an even group worth training on.
     decided = _punish_overlong(apply_rules(joined, config.rules), config.overlong).collect()
     return decided.with_columns(pl.Series("advantage", advantages(decided, config), pl.Float64))
+
+
+def drop_trained(decided: pl.DataFrame, trained: Sequence[pl.LazyFrame]) -> pl.DataFrame:
+    """The decisions, those that keep a rollout of a group that trained before turned into the rule `trained`."""
+    before = pl.concat([each.select("group_id") for each in trained]).unique().collect()["group_id"]
+    again = pl.col("kept") & pl.col("group_id").is_in(before.implode())
+    return decided.with_columns(
+        (pl.col("kept") & ~again).alias("kept"),
+        pl.when(again).then(pl.lit(TRAINED)).otherwise("rule").alias("rule"),
+    )
 
 
 def advantages(decided: pl.DataFrame, config: FilteringConfig) -> np.ndarray:

@@ -13,6 +13,21 @@ from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
 COMMAND = "command"
+FOLDER = "folder"
+HTTP_JOBS = "http_jobs"
+
+
+class BudgetConfig(StrictConfig):
+    """What a slow grader may be asked in one iteration: none of the limits is exceeded."""
+
+    max_rollouts: int | None = Field(None, ge=1)
+    max_cost: float | None = Field(None, gt=0, description="in the grader's currency, at the mean cost so far, else 1")
+    max_seconds: float | None = Field(
+        None, gt=0, description="at the mean of `seconds` in the answers' detail so far, else 1"
+    )
+    audit_fraction: float = Field(
+        0.05, ge=0, le=1, description="of the budget, for groups drawn at random among those of less value per cost"
+    )
 
 
 class GraderConfig(StrictConfig):
@@ -49,9 +64,19 @@ class GraderConfig(StrictConfig):
     score_range: tuple[float, float] | None = Field(
         default=(0.0, 1.0), description="a score outside fails its row; null: every finite score is taken"
     )
-    latency: Literal["instant", "slow"] = Field(
-        default="instant", description="slow: its grades may come later; composite.missing says what a group does then"
+    latency: Literal["instant", "slow"] = unhashed(
+        "instant",
+        "slow: asked now, answered in a later iteration: 'folder', 'http_jobs' or package.module:Class; "
+        "composite.missing says what a group without its grades does",
     )
+    budget: BudgetConfig | None = unhashed(None, "what a slow grader may be asked in an iteration; none: everything")
+    concurrency_limit: str | None = unhashed(
+        None, "a concurrency limit of Prefect's that each of its shards takes a slot of", min_length=1
+    )
+    cached: bool | None = unhashed(
+        None, "keep its answers, so that none is paid for twice; none: where the grader says that it costs something"
+    )
+    chunk: int = unhashed(64, "answers that are kept together: what a killed shard pays for again, at most", ge=1)
     timeout_s: float = unhashed(
         10.0, "seconds that one rollout may take; what is stuck then is ended, and its row fails", gt=0
     )
@@ -75,6 +100,22 @@ class GraderConfig(StrictConfig):
         check_judge(self.grader, self.judging, self.params, self.from_iteration)
         return self
 
+    @model_validator(mode="after")
+    def _slow_or_not(self) -> Self:
+        deferred = self.grader in (FOLDER, HTTP_JOBS)
+        if deferred and not self.is_slow:
+            raise ValueError(f"{self.grader} answers later: set latency: slow")
+        if self.is_slow and not deferred and ":" not in self.grader:
+            raise ValueError(f"{self.grader} can't be slow: expected {FOLDER}, {HTTP_JOBS} or package.module:Class")
+        if self.budget is not None and not self.is_slow:
+            raise ValueError("a budget is for graders with latency: slow")
+        return self
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether its grades come in a later iteration."""
+        return self.latency == "slow"
+
     @property
     def label(self) -> str:
         """The name in grades, rewards and metrics."""
@@ -84,6 +125,22 @@ class GraderConfig(StrictConfig):
     def local_model(self) -> str | None:
         """The model that it judges by and an engine here serves: 'champion', a folder or package:NAME."""
         return self.judging.local_model if self.judging else None
+
+
+class SlowGrader(StrictConfig):
+    """A slow grader, and what decides whom it is asked about."""
+
+    grader: GraderConfig
+    budget: BudgetConfig | None = None
+
+
+class SlowGradingConfig(StrictConfig):
+    """What asking the slow graders in one iteration hangs on: asked again in the next one, it gives something else."""
+
+    iteration: int = Field(ge=0)
+    graders: list[SlowGrader]
+    max_pending_iterations: int = Field(ge=0)
+    max_failed_fraction: float = unhashed(0.1, "of grading", ge=0, le=1)
 
 
 class GradingConfig(StrictConfig):
@@ -97,6 +154,9 @@ class GradingConfig(StrictConfig):
     max_failed_fraction: float = unhashed(
         0.1, "the stage fails when a grader fails on a larger share of the rollouts", ge=0, le=1
     )
+    max_pending_iterations: int = unhashed(
+        4, "a slow grade that isn't there that many iterations after it was asked for fails", ge=0
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
@@ -106,6 +166,11 @@ class GradingConfig(StrictConfig):
                 raise ValueError(f"two graders are called {label!r}; give one of them another name")
         if sum(grader.weight for grader in self.graders) == 0:
             raise ValueError("every grader has weight 0; give one of them a positive weight")
+        if all(grader.is_slow for grader in self.graders):
+            raise ValueError(
+                "every grader is slow; add an instant one (weight 0 suffices): it grades the held-out prompts and says "
+                "whom it is worth asking the slow ones about"
+            )
         check_composite(self.composite, self.graders)
         return self
 
@@ -122,16 +187,21 @@ class GradingConfig(StrictConfig):
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
-        Iteration 0 stands for the held-out prompts: scored by the weighted mean unless `composite.held_out`.
+        Iteration 0 stands for the held-out prompts, which no slow grader grades: scored by the weighted mean unless
+        `composite.held_out`.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
         graders = [
             grader.model_copy(update={"from_iteration": 0})
             for grader in self.graders
-            if grader.from_iteration <= iteration and (has_reward_model or grader.grader != REWARD_MODEL)
+            if grader.from_iteration <= iteration
+            and (has_reward_model or grader.grader != REWARD_MODEL)
+            and not (grader.is_slow and iteration == 0)
         ]
-        if sum(grader.weight for grader in graders) == 0:
+        if iteration == 0 and self.slow:
+            graders = _with_weight(graders)
+        if sum(grader.weight for grader in graders) == 0 or all(grader.is_slow for grader in graders):
             raise InputError(
                 f"grading: no grader with a weight is active in iteration {iteration}; "
                 "set from_iteration of one to it or lower, or add {grader: verifier}"
@@ -145,10 +215,35 @@ class GradingConfig(StrictConfig):
         labels = {grader.label for grader in graders}
         judges = any(grader.judge for grader in graders)
         composite = self.composite.without(lambda name: name not in labels, judges)
-        if not any(grader.latency == "slow" for grader in graders):
+        if not any(grader.is_slow for grader in graders):
             composite = composite.model_copy(update={"missing": "hold"})
         try:
             check_composite(composite, graders)
         except ValueError as error:
             raise InputError(f"grading, in iteration {iteration}: {error}") from None
         return composite
+
+    @property
+    def slow(self) -> list[GraderConfig]:
+        """The graders whose grades come later."""
+        return [grader for grader in self.graders if grader.is_slow]
+
+    def instant(self) -> "GradingConfig":
+        """The graders that answer in the iteration that asks; weighed equally where they have no weight."""
+        graders = _with_weight([grader for grader in self.graders if not grader.is_slow])
+        return self.model_copy(update={"graders": graders, "composite": self._composite_of(graders, 1)})
+
+    def asking(self, iteration: int) -> SlowGradingConfig:
+        """What the stage that asks the slow graders takes."""
+        return SlowGradingConfig(
+            iteration=iteration,
+            graders=[SlowGrader(grader=grader, budget=grader.budget) for grader in self.slow],
+            max_pending_iterations=self.max_pending_iterations,
+            max_failed_fraction=self.max_failed_fraction,
+        )
+
+
+def _with_weight(graders: list[GraderConfig]) -> list[GraderConfig]:
+    if sum(grader.weight for grader in graders) > 0:
+        return graders
+    return [grader.model_copy(update={"weight": 1.0}) for grader in graders]

@@ -27,6 +27,9 @@ class Grader(Protocol):
     An answer depends on its own sample alone, unless the grader compares the samples of a prompt
     (`compares_group`): those come together then. What the grader can't grade is a `Failure`; `InputError` is for what
     is wrong with the configuration. Opened once for a slice of rollouts, closed after it.
+
+    A grader whose answer costs more than looking it up (money, a model's seconds) says so by an attribute `paid`: its
+    answers are kept and found again, unless `cached` in its configuration says otherwise.
     """
 
     compares_group: bool

@@ -1,5 +1,8 @@
 """The stage `grading`: rollouts -> one grade per rollout and grader, their composite reward, what they say
-of the graders."""
+of the graders.
+
+`ask_slow` and `settle` follow where graders are slow: what they are asked, and the reward of all grades together.
+"""
 
 import threading
 import time
@@ -10,6 +13,7 @@ import polars as pl
 
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
+from storage.grade_cache import GradeCache
 from storage.policies import base_of, resolve_policy
 from tasks._engines import pool
 from tasks._engines.config import EngineConfig
@@ -18,15 +22,20 @@ from tasks._serving import served_model
 from tasks._stage import Shard, StageContext, stage
 from tasks._training.heads import score
 from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_graders
+from tasks.grading.asking import Origin, ask
+from tasks.grading.collecting import collect, refuse_fresh
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
-from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
-from tasks.grading.grade import grade_samples
+from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig, SlowGradingConfig
+from tasks.grading.deferred import open_deferred, version_of
+from tasks.grading.grade import grade_frame, grade_samples, purse_for
 from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
 from tasks.grading.judges.accounting import judge_metrics
 from tasks.grading.judges.config import JUDGES
+from tasks.grading.paid import is_cached
 from tasks.grading.resources import Resources
 from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
+from tasks.grading.settling import asking_metrics, pending_frame, settled_grades, variance_by_group, whole_groups
 from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
@@ -71,12 +80,21 @@ def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: Gradi
     """
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
+    return _rewarded(grades, rollouts, batch, config, joined.metrics)
+
+
+def _rewarded(
+    grades: pl.LazyFrame, rollouts: Artifact, batch: Artifact, config: GradingConfig, counts: dict[str, float]
+) -> Outputs:
     facts = None if config.composite.is_default else _facts(rollouts, batch)
     combined = composite(grades, config.graders, config.composite, facts)
+    if config.slow:
+        groups = rollouts.scan("rollouts").select("rollout_id", "prompt_id")
+        combined = whole_groups(combined, grades.collect(), groups, [grader.label for grader in config.slow])
     summary, agreement = summarise_graders(grades), agreement_of(grades)
     judges = [grader.label for grader in config.graders if grader.judging is not None]
     metrics = grade_metrics(grades, combined) | analysis_metrics(summary, agreement) | judge_metrics(grades, judges)
-    return Outputs(metrics=metrics, rewards=combined, grader_summary=summary, grader_agreement=agreement)
+    return Outputs(metrics=counts | metrics, rewards=combined, grader_summary=summary, grader_agreement=agreement)
 
 
 def _facts(rollouts: Artifact, batch: Artifact) -> pl.LazyFrame:
@@ -88,7 +106,13 @@ def _facts(rollouts: Artifact, batch: Artifact) -> pl.LazyFrame:
     return sampled.join(domains, on="prompt_id", how="left").rename({"prompt_id": "group_id"})
 
 
-@stage("grading", version=4, shards=plan, combine=rewards, extra=versions)
+def limit_of(batch: Artifact, config: GradingConfig, shard: Shard) -> list[str]:
+    """The concurrency limit of a shard's grader."""
+    part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
+    return [part.grader.concurrency_limit] if part.grader.concurrency_limit else []
+
+
+@stage("grading", version=4, shards=plan, combine=rewards, extra=versions, limits=limit_of)
 def grade(
     rollouts: Artifact,
     batch: Artifact,
@@ -111,10 +135,12 @@ def grade(
     entries, texts = batch.read("batch"), sampled.select(SAMPLE_COLUMNS).collect()
     check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
     samples = list(samples_of(texts, entries, part.grader))
+    purse = purse_for(part.grader, GradeCache(rollouts.root))
     with _device_for(part.grader, config):
         grader = open_grader(part.grader, Resources(served=_served_from(judge_models or {})))
         try:
-            return Outputs(grades=grade_samples(samples, grader, part.grader, context.progress))
+            grades = grade_samples(samples, grader, part.grader, context.progress, purse)
+            return Outputs(metrics=purse.spending.metrics() if is_cached(part.grader, grader) else {}, grades=grades)
         finally:
             grader.close()
 
@@ -139,6 +165,83 @@ def _device_for(grader: GraderConfig, config: GradingConfig) -> Iterator[None]:
             yield
         finally:
             pool.free_accelerator()
+
+
+def slow_versions(config: SlowGradingConfig) -> dict[str, str]:
+    """The versions of the slow graders' rules: part of the fingerprint."""
+    return {spec.grader.label: version_of(spec.grader) for spec in config.graders}
+
+
+def slow_limits(config: SlowGradingConfig) -> list[str]:
+    """The concurrency limits of all slow graders: they are asked one after the other."""
+    return [spec.grader.concurrency_limit for spec in config.graders if spec.grader.concurrency_limit]
+
+
+@stage("slow_grading", version=1, extra=slow_versions, limits=slow_limits)
+def ask_slow(
+    rollouts: Artifact,
+    batch: Artifact,
+    grading: Artifact,
+    pending: Artifact | None,
+    config: SlowGradingConfig,
+    *,
+    seed: int,
+    context: StageContext,
+) -> Outputs:
+    """Collect what came of earlier tickets, then hand over this iteration's chosen samples.
+
+    `grades` are this iteration's, `late_grades` those that came for earlier rollouts, `pending` is all that is open.
+    """
+    memory = GradeCache(rollouts.root)
+    graders = {spec.grader.label: (spec, open_deferred(spec.grader)) for spec in config.graders}
+    entries = pending.read("pending").to_dicts() if pending else []
+    collected = collect(entries, graders, config.iteration, config.max_pending_iterations, memory)
+    sampled = rollouts.scan("rollouts").select(SAMPLE_COLUMNS).collect()
+    refuse_fresh(collected.late, set(sampled["rollout_id"]))
+    variances = variance_by_group(sampled, grading.scan("rewards"))
+    origin = Origin(config.iteration, rollouts.id, batch.id, grading.id)
+    asked = [
+        ask(
+            list(samples_of(sampled, batch.read("batch"), spec.grader)),
+            variances,
+            spec,
+            grader,
+            version_of(spec.grader),
+            origin,
+            memory,
+            seed,
+        )
+        for spec, grader in graders.values()
+    ]
+    grades = grade_frame([row for each in asked for row in each.grades])
+    refuse_failures(grades.lazy(), config.max_failed_fraction)
+    still_open = pending_frame(asked, collected)
+    metrics = asking_metrics(asked, collected, grades, still_open)
+    context.log.info("slow graders: %s", ", ".join(f"{name} {value:g}" for name, value in metrics.items()))
+    return Outputs(
+        metrics=metrics,
+        facts={"arrived": {str(iteration): count for iteration, count in sorted(collected.arrived.items())}},
+        grades=grades,
+        late_grades=grade_frame(collected.late),
+        pending=still_open,
+    )
+
+
+@stage("settle", version=1)
+def settle(
+    rollouts: Artifact,
+    batch: Artifact,
+    grading: Artifact,
+    asked: Artifact,
+    late: list[Artifact],
+    config: GradingConfig,
+) -> Outputs:
+    """The reward of an iteration's instant and slow grades; `late` are the later askings, in which some arrived."""
+    arrived = [each.scan("late_grades") for each in late]
+    grades = settled_grades(grading.scan("grades"), asked.read("grades"), arrived)
+    outputs = _rewarded(grades.lazy(), rollouts, batch, config, {})
+    outputs.tables["grades"] = grades
+    return outputs
 
 
 def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:

@@ -79,18 +79,18 @@ def read_rows(trajectories: pl.DataFrame) -> TrainingRows:
     )
 
 
-def join_replayed(fresh: pl.DataFrame, replayed: Sequence[pl.DataFrame], max_age: int | None) -> pl.DataFrame:
-    """This iteration's trajectories and those of earlier ones, each an iteration older than the one before it.
+def join_replayed(fresh: pl.DataFrame, older: Sequence[tuple[int, pl.DataFrame]], max_age: int | None) -> pl.DataFrame:
+    """This iteration's trajectories and those of earlier ones, each with how many iterations ago it was sampled.
 
     A prompt that was drawn twice makes two groups: their samples were compared with each other, not across.
     """
-    older = [
+    aged = [
         frame.with_columns(
-            (pl.col("age") + back).cast(pl.Int32), pl.concat_str("group_id", pl.lit(f"@{back}")).alias("group_id")
+            (pl.col("age") + age).cast(pl.Int32), pl.concat_str("group_id", pl.lit(f"@{age}")).alias("group_id")
         )
-        for back, frame in enumerate(replayed, start=1)
+        for age, frame in older
     ]
-    joined = pl.concat([fresh, *older], how="diagonal").unique("rollout_id", keep="first", maintain_order=True)
+    joined = pl.concat([fresh, *aged], how="diagonal").unique("rollout_id", keep="first", maintain_order=True)
     return joined if max_age is None else joined.filter(pl.col("age") <= max_age)
 
 

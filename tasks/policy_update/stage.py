@@ -1,5 +1,7 @@
 """Stage policy_update: trajectories and the policy that sampled them in, the next policy out."""
 
+from collections.abc import Mapping
+
 from storage.artifacts import Artifact, Outputs
 from storage.policies import base_of, resolve_policy
 from tasks._devices import dtype_in_use
@@ -19,18 +21,21 @@ def update(
     policy: Artifact,
     reference: Artifact | None,
     config: PolicyUpdateConfig,
+    late: Mapping[str, Artifact] | None = None,
     *,
     seed: int,
     context: StageContext,
 ) -> Outputs:
     """The policy after some optimizer steps over the trajectories.
 
-    `replayed` are the trajectories of earlier iterations, the newest first; `preferences` the pairs of objectives
-    on stored pairs; `reference` the reference policy, where it isn't the policy itself.
+    `replayed` are the trajectories of earlier iterations, the newest first; `late` those whose grades came only now,
+    by their age in iterations; `preferences` the pairs of objectives on stored pairs; `reference` the reference
+    policy, where it isn't the policy itself.
     """
     fresh = trajectories.read("trajectories")
     check_served(fresh, policy.fingerprint)
-    older = [artifact.read("trajectories") for artifact in replayed]
+    aged = [*enumerate(replayed, start=1), *((int(age), artifact) for age, artifact in (late or {}).items())]
+    older = [(age, artifact.read("trajectories")) for age, artifact in aged]
     lessons = Lessons(
         trajectories=join_replayed(fresh, older, config.correction.max_age),
         preferences=preferences.read("preferences") if preferences else None,

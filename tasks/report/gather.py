@@ -41,13 +41,15 @@ def gather(history: History, config: ReportConfig) -> Content:
     Tables of rollouts are only aggregated: no stage's rows are held in memory.
     """
     steps = by_iteration(history)
+    # Where graders are slow, `rewards` holds what trained; `grading` only what the instant ones say.
+    settled = {k: {**made, "grading": made["rewards"]} if "rewards" in made else made for k, made in steps.items()}
     campaigns = {artifact.manifest.campaign for artifact in history.values()} - {None}
     return Content(
         title=config.title or ", ".join(sorted(str(name) for name in campaigns)) or "Post-training",
         iterations=sorted(steps),
         evaluations=evaluations(steps),
-        rewards=_metrics(steps, "grading"),
-        reward_histogram=histogram(_scans(steps, "grading", "rewards", pl.col("reward")), config.bins),
+        rewards=_metrics(settled, "grading"),
+        reward_histogram=histogram(_scans(settled, "grading", "rewards", pl.col("reward")), config.bins),
         length_histogram=histogram(
             _scans(steps, "rollouts", "rollouts", pl.col("token_ids").list.len()), config.bins, whole=True
         ),

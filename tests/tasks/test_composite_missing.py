@@ -13,7 +13,7 @@ from tasks.grading.composite import composite
 from tasks.grading.config import GraderConfig, GradingConfig
 
 FAST = GraderConfig(grader="number", name="fast", weight=1)
-SLOW = GraderConfig(grader="number", name="slow", weight=3, latency="slow")
+SLOW = GraderConfig(grader="folder", name="slow", weight=3, latency="slow", params={"path": "asked"})
 ROWS = [
     {"fast": 0.2, "slow": 1.0, "group": 0},
     {"fast": 0.6, "slow": None, "group": 0},

@@ -149,10 +149,11 @@ def test_old_rollouts_are_corrected_and_what_the_correction_did_is_logged(tiny_m
 def test_replayed_trajectories_are_older_groups_of_their_own(tiny_model):
     frame = trajectories(tiny_model, groups=2)
     renamed = frame.with_columns(("r" + pl.col("rollout_id")).alias("rollout_id"))
-    joined = join_replayed(frame, [renamed, frame], max_age=None)
+    joined = join_replayed(frame, [(1, renamed), (2, frame)], max_age=None)
     assert joined["age"].to_list() == [0] * 8 + [1] * 8
     assert joined["group_id"].n_unique() == 4
-    assert len(join_replayed(frame, [renamed], max_age=0)) == 8
+    assert join_replayed(frame, [(3, renamed)], max_age=None)["age"].to_list() == [0] * 8 + [3] * 8
+    assert len(join_replayed(frame, [(1, renamed)], max_age=0)) == 8
 
 
 def test_rollouts_of_another_policy_are_refused(tiny_model):

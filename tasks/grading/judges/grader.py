@@ -88,6 +88,7 @@ class SampleJudge:
     """Judges every sample by itself: by a rubric, or against the prompt's reference answer."""
 
     compares_group = False
+    paid = True
 
     def __init__(self, grader: str, judge: Judge, judging: JudgeConfig) -> None:
         self._kind, self._judge, self._judging = KINDS[grader], judge, judging
@@ -133,6 +134,7 @@ class PairwiseJudge:
     """Compares the samples of each prompt in pairs, in both orders, and gives each its win rate."""
 
     compares_group = True
+    paid = True
 
     def __init__(self, judge: Judge, judging: JudgeConfig) -> None:
         self._judge, self._judging = judge, judging

@@ -35,6 +35,7 @@ class EndpointGrader:
     """
 
     compares_group = False
+    paid = True
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
