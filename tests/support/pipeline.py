@@ -51,7 +51,8 @@ def run_file(folder: Path, model: Path, **changes) -> Path:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """The environment of a run with a home of its own."""
-    return {**os.environ, "POSTTRAIN_HOME": str(home), "COLUMNS": "200", **more}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "POSTTRAIN_HOME": str(home), "COLUMNS": "200", **more}
 
 
 def start(
