@@ -15,7 +15,7 @@ def grader_table(rows: Rows) -> Table:
     """A row per grader: its scores' mean, deviation and middle 90 %, their histogram, failures, latency and cost."""
     table = Table(title="graders", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     table.add_column("grader")
-    for name in ("ok", "failed", "pending", "mean", "std", "5 %", "50 %", "95 %", "passed"):
+    for name in ("ok", "failed", "pending", "skipped", "mean", "std", "5 %", "50 %", "95 %", "passed"):
         table.add_column(name, justify="right")
     table.add_column("histogram", no_wrap=True)
     for name in ("p50 ms", "p95 ms", "cost"):
@@ -23,13 +23,13 @@ def grader_table(rows: Rows) -> Table:
     for row in rows:
         _, low, _, middle, _, high, _ = row["quantiles"] or [None] * 7
         numbers = [row["score_mean"], row["score_std"], low, middle, high, row["passed_fraction"]]
-        seconds = [1000 * row[f"latency_{name}_s"] for name in ("p50", "p95")]
+        seconds = [row[f"latency_{name}_s"] for name in ("p50", "p95")]
         table.add_row(
             row["grader"],
-            *(str(row[name]) for name in ("ok", "failed", "pending")),
+            *(str(row[name]) for name in ("ok", "failed", "pending", "skipped")),
             *(number(value) for value in numbers),
             f"{row['low']:g} {bars(row['histogram'])} {row['high']:g}",
-            *(f"{value:.3g}" for value in seconds),
+            *("–" if value is None else f"{1000 * value:.3g}" for value in seconds),
             f"{row['cost']:g}",
         )
     return table

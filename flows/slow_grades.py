@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from flows.config import RunConfig
-from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.fingerprints import derive_seed
@@ -56,11 +55,13 @@ def settle_grades(state: State, config: RunConfig, run: RunContext, graded: Grad
 
 
 def _take_up(iteration: int, asked: Artifact, config: RunConfig, run: RunContext) -> Artifact:
-    """The trajectories of an earlier iteration whose grades came: over its own rollouts, less what has trained."""
+    """The trajectories of an earlier iteration whose grades came: over its own rollouts, less what has trained.
+
+    Its rewards are made by the graders that it had: one that was added since has no grade of them.
+    """
     campaign, age = Campaign(run.root, config.campaign), run.iteration - iteration
     steps = campaign.state(iteration).steps
     between = {k: campaign.state(k).steps for k in range(iteration + 1, run.iteration)}
-    has_reward_model = iteration > FIRST and campaign.state(iteration - 1).reward_model is not None
     rollouts = Artifact.at(run.root, steps["rollouts"])
     rewards = settle(
         rollouts=rollouts,
@@ -68,7 +69,7 @@ def _take_up(iteration: int, asked: Artifact, config: RunConfig, run: RunContext
         grading=Artifact.at(run.root, steps["grading"]),
         asked=Artifact.at(run.root, steps[ASK]),
         late=[*(Artifact.at(run.root, each[ASK]) for each in between.values() if ASK in each), asked],
-        config=config.grading.active(iteration, has_reward_model),
+        config=GradingConfig.model_validate(Artifact.at(run.root, steps["rewards"]).manifest.config),
         step=f"{LATE_REWARDS}-{age}",
     )
     before = [f"{LATE_FILTERING}-{k - iteration}" for k in between]

@@ -105,6 +105,10 @@ class Rollout(dy.Schema):
         return pl.col("token_ids").list.len() == pl.col("logprobs").list.len()
 
 
+# In a grade's detail: the probability with which its rollout was drawn to be graded.
+PROPENSITY = "propensity"
+
+
 class Grade(dy.Schema):
     """What one grader says of one rollout. A grader that fails leaves a failed row: never a zero.
 
@@ -119,8 +123,8 @@ class Grade(dy.Schema):
     passed = dy.Bool(nullable=True)
     uncertainty = dy.Float64(nullable=True, min=0)
     detail = dy.String(description="JSON object")
-    latency_s = dy.Float64(min=0, metadata=SECONDS)
-    cost = dy.Float64(min=0, description="in the grader's own currency; 0 where it is free")
+    latency_s = dy.Float64(nullable=True, min=0, metadata=SECONDS, description="null where nobody measured it")
+    cost = dy.Float64(min=0, description="in the grader's own currency; 0 where it is free or was paid for before")
     policy_id = _identifier()
 
     @dy.rule()
@@ -173,6 +177,7 @@ class GraderSummary(dy.Schema):
     ok = dy.Int64(min=0)
     failed = dy.Int64(min=0)
     pending = dy.Int64(min=0)
+    skipped = dy.Int64(min=0, description="not asked about")
     score_mean = dy.Float64(nullable=True)
     score_std = dy.Float64(nullable=True, min=0)
     passed_fraction = dy.Float64(nullable=True, description="null where the grader draws no line")
@@ -180,8 +185,8 @@ class GraderSummary(dy.Schema):
     low = dy.Float64(description="where the histogram begins")
     high = dy.Float64(description="where it ends")
     histogram = dy.List(dy.Int64(min=0), description="scores in even bins from low to high")
-    latency_p50_s = dy.Float64(min=0, metadata=SECONDS)
-    latency_p95_s = dy.Float64(min=0, metadata=SECONDS)
+    latency_p50_s = dy.Float64(nullable=True, min=0, metadata=SECONDS)
+    latency_p95_s = dy.Float64(nullable=True, min=0, metadata=SECONDS)
     cost = dy.Float64(min=0, description="of all answers, in the grader's own currency")
 
 

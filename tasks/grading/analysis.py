@@ -20,17 +20,17 @@ def summarise_graders(grades: pl.LazyFrame) -> pl.DataFrame:
     Twenty even bins from 0 to 1, wider where a score lies outside. Latency is that of answers, failures included.
     """
     status = pl.col("status").cast(pl.String)
-    latency = pl.col("latency_s").filter(status != "pending")
+    latency = pl.col("latency_s").filter(status.is_in(["ok", "failed"]))
     found = (
         grades.group_by("grader")
         .agg(
             pl.len().alias("rollouts"),
-            *((status == name).sum().alias(name) for name in ("ok", "failed", "pending")),
+            *((status == name).sum().alias(name) for name in ("ok", "failed", "pending", "skipped")),
             pl.col("passed").mean().alias("passed_fraction"),
             pl.col("score").drop_nulls().sort(),
             pl.col("cost").sort().implode().list.sum(),
             *(
-                latency.quantile(level, "linear").fill_null(0.0).alias(f"latency_{name}_s")
+                latency.quantile(level, "linear").alias(f"latency_{name}_s")
                 for name, level in (("p50", 0.5), ("p95", 0.95))
             ),
         )
@@ -80,8 +80,9 @@ def analysis_metrics(summary: pl.DataFrame, agreement: pl.DataFrame) -> dict[str
     """Total cost; per grader the share failed and its 95th latency; per pair of graders Spearman's correlation."""
     metrics = {"cost": float(summary["cost"].sum())}
     for row in summary.iter_rows(named=True):
-        metrics[f"failed_fraction/{row['grader']}"] = row["failed"] / row["rollouts"]
-        metrics[f"latency_p95_s/{row['grader']}"] = row["latency_p95_s"]
+        metrics[f"failed_fraction/{row['grader']}"] = row["failed"] / max(row["ok"] + row["failed"], 1)
+        if row["latency_p95_s"] is not None:
+            metrics[f"latency_p95_s/{row['grader']}"] = row["latency_p95_s"]
     for row in agreement.iter_rows(named=True):
         if row["spearman"] is not None:
             metrics[f"spearman/{row['grader']}/{row['other']}"] = row["spearman"]

@@ -6,12 +6,13 @@ A ticket is kept in the memory before anything else is done with it: a process t
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from storage.errors import PosttrainError, TransientError
+from storage.records import PROPENSITY
 from tasks.grading.choosing import Choice, Expected, Group, choose
 from tasks.grading.config import SlowGrader
 from tasks.grading.deferred import DeferredGrader, Handed, NotTaken
@@ -22,7 +23,6 @@ from tasks.grading.sample import Sample
 from tasks.grading.verdict import Failure, Verdict
 
 log = logging.getLogger(__name__)
-PROPENSITY = "propensity"
 Rows = list[tuple[Any, ...]]
 
 
@@ -158,7 +158,8 @@ def _add_row(
     if choice.probability > 0:
         notes[PROPENSITY] = choice.probability
     if isinstance(answer, Verdict | Failure):
-        asked.grades.append(grade_row(sample, answer, spec.grader, version, notes=notes))
+        paid_before = replace(answer, cost=0.0) if isinstance(answer, Verdict) else answer
+        asked.grades.append(grade_row(sample, paid_before, spec.grader, version, notes=notes))
         return
     status = "skipped" if answer is None else "pending"
     if isinstance(answer, str):
@@ -167,4 +168,4 @@ def _add_row(
         place = (origin.rollouts, origin.batch, origin.grading)
         asked.pending.append((*entry, origin.iteration, version, key, row_key, choice.probability, *place))
     start = (sample.rollout_id, spec.grader.label, version, status)
-    asked.grades.append((*start, None, None, None, json.dumps(notes), 0.0, 0.0, sample.policy_id))
+    asked.grades.append((*start, None, None, None, json.dumps(notes), None, 0.0, sample.policy_id))

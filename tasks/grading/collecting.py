@@ -6,11 +6,12 @@ An answer is kept in the memory before anything else is done with it: a process 
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from storage.errors import PosttrainError, StageFailed
-from tasks.grading.asking import PROPENSITY, Rows, known_answers, ticket_row
+from storage.records import PROPENSITY
+from tasks.grading.asking import Rows, known_answers, ticket_row
 from tasks.grading.config import SlowGrader
 from tasks.grading.deferred import DeferredGrader
 from tasks.grading.grade import checked_answer, grade_row
@@ -42,23 +43,31 @@ def collect(
     """The answers to what earlier iterations asked, each on the row of the rollout that it belongs to.
 
     What was asked more than `max_pending_iterations` ago fails, and so does what was asked of a grader that there is
-    no more. An answer that failed withdraws its ticket, so that the same sample can be asked again.
+    no more. An answer that failed or is too old withdraws its ticket, so that the same sample can be asked again. What
+    an answer cost stands in the first row that it belongs to.
     """
     collected = Collected()
     entries = list(pending)
     answers = _answers(entries, graders, memory, collected)
+    withdrawn: set[tuple[str, str]] = set()
     for entry in entries:
         named = graders.get(entry["grader"])
-        answer = answers.get((entry["grader_key"], entry["row_key"]))
+        content = (entry["grader_key"], entry["row_key"])
+        answer = answers.get(content)
         age = iteration - entry["iteration"]
         if named is None:
             answer = Failure(f"there is no slow grader {entry['grader']} any more: its answer isn't collected")
         elif age > max_pending_iterations:
+            if answer is None and content not in withdrawn:
+                memory.add(entry["grader_key"], kept_frame([ticket_row(entry["row_key"], None)]))
+                withdrawn.add(content)
             answer = Failure(f"no answer within {max_pending_iterations} iterations")
             collected.expired += 1
         elif answer is None:
             collected.pending.append(entry)
             continue
+        else:
+            answers[content] = replace(answer, cost=0.0)
         collected.late.append(_late_row(entry, answer, named, age))
         if collected.late[-1][3] == "ok":
             collected.arrived[entry["iteration"]] = collected.arrived.get(entry["iteration"], 0) + 1
@@ -99,7 +108,8 @@ def _answers(
             if new:
                 memory.add(key, kept_frame([_answer_row(row, answer, spec) for row, answer in new.items()]))
             collected.cost_paid += sum(answer.cost for answer in new.values())
-            answers |= {(key, row): answer for row, answer in [*kept.items(), *new.items()]}
+            answers |= {(key, row): replace(answer, cost=0.0) for row, answer in kept.items()}
+            answers |= {(key, row): answer for row, answer in new.items()}
     return answers
 
 
@@ -133,5 +143,5 @@ def _late_row(
         failure = answer if isinstance(answer, Failure) else Failure("")
         detail = json.dumps({"error": failure.error} | notes)
         start = (rollout.rollout_id, entry["grader"], entry["grader_version"], "failed")
-        return (*start, None, None, None, detail, 0.0, 0.0, rollout.policy_id)
+        return (*start, None, None, None, detail, None, 0.0, rollout.policy_id)
     return grade_row(rollout, answer, named[0].grader, entry["grader_version"], notes=notes)

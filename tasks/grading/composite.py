@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 
 from storage.errors import InputError, StageFailed
+from storage.records import PROPENSITY
 from tasks.grading.composite_config import CompositeConfig, Gate
 from tasks.grading.config import GraderConfig
 from tasks.grading.missing import FAST_ONLY, IMPUTED, MISSING, Table, lacking
 from tasks.grading.steps import Scored, run_steps
 
 # The key of a grade's detail that holds the probability with which it was asked for; a slow grader's budget sets it.
-PROPENSITY = "propensity"
 
 
 class _Columns(NamedTuple):
@@ -259,11 +259,12 @@ def refuse_failures(grades: pl.LazyFrame, max_failed_fraction: float) -> None:
 
 
 def _by_grader(grades: pl.LazyFrame) -> pl.DataFrame:
-    failed = pl.col("status").cast(pl.String) == "failed"
+    status = pl.col("status").cast(pl.String)
+    failed = status == "failed"
     return (
         grades.group_by("grader")
         .agg(
-            pl.len().alias("rows"),
+            (failed | (status == "ok")).sum().alias("rows"),
             pl.col("score").mean(),
             pl.col("passed").mean(),
             failed.sum().alias("failed"),

@@ -108,10 +108,12 @@ def said_of(truncated: bool, answer: Answer, config: GraderConfig, notes: Mappin
 def grade_row(
     rollout: Gradable, answer: Answer, config: GraderConfig, version: str, notes: Mapping[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """A grade that was waited for, in the order of `Grade`'s columns: how long it took isn't known."""
+    """A grade that was waited for, in the order of `Grade`'s columns; it took the `seconds` in its detail, if any."""
     status, score, passed, uncertainty, detail, cost = said_of(rollout.truncated, answer, config, notes)
+    seconds = answer.detail.get("seconds")
+    latency_s = float(seconds) if isinstance(seconds, int | float) and seconds >= 0 else None
     start = (rollout.rollout_id, config.label, version, status, score, passed, uncertainty)
-    return (*start, detail, 0.0, cost, rollout.policy_id)
+    return (*start, detail, latency_s, cost, rollout.policy_id)
 
 
 def grade_frame(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:

@@ -21,10 +21,11 @@ def grader_key(config: GraderConfig, version: str) -> str:
 
 
 def row_key(sample: Sample) -> str:
-    """What is graded: prompt, reference answer, rubric, parameters, and the output."""
+    """What is graded: prompt, reference answer, rubric, domain, parameters, and the output."""
     messages = [dict(message) for message in sample.messages]
     params = dict(sample.params)
-    return digest([messages, sample.answer, sample.rubric, params, sample.text, sample.tokens, sample.truncated])
+    prompt = [messages, sample.answer, sample.rubric, sample.domain, params]
+    return digest([*prompt, sample.text, sample.tokens, sample.truncated])
 
 
 def row_keys(samples: Sequence[Sample], *, compares_group: bool) -> list[str]:

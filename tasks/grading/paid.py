@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import polars as pl
@@ -123,11 +123,12 @@ def _answer_version(
 ) -> list[Answer]:
     keys = row_keys(samples, compares_group=grader.compares_group)
     found = purse.memory.find(key, keys).filter(pl.col("status") == "ok")
-    known = {row["row_key"]: kept_verdict(row) for row in found.iter_rows(named=True)}
+    kept = {row["row_key"]: kept_verdict(row) for row in found.iter_rows(named=True)}
+    known = {row: replace(answer, cost=0.0) for row, answer in kept.items()}  # it was paid for before
     missing = _missing(samples, [one in known for one in keys], compares_group=grader.compares_group)
     answers: dict[int, Answer] = {place: known[keys[place]] for place in set(range(len(samples))) - set(missing)}
     purse.spending.cache_hits += len(answers)
-    purse.spending.cost_saved += sum(answer.cost for answer in answers.values())
+    purse.spending.cost_saved += sum(kept[keys[place]].cost for place in answers)
     segments = []
     for chunk in _chunks(samples, missing, config.chunk, compares_group=grader.compares_group):
         given = grader.grade_batch([samples[place] for place in chunk], progress)

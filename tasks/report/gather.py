@@ -58,8 +58,8 @@ def gather(history: History, config: ReportConfig) -> Content:
         seconds=seconds(steps),
         training=training(steps),
         reward_models=_metrics(steps, "reward_model"),
-        graders=newest_rows(steps, "grader_summary"),
-        agreement=newest_rows(steps, "grader_agreement"),
+        graders=newest_rows(settled, "grader_summary"),
+        agreement=newest_rows(settled, "grader_agreement"),
         samples=side_by_side(steps, config.samples, config.answers),
         provenance=provenance(steps),
     )

@@ -141,6 +141,7 @@ def test_show_of_grades_tells_of_the_graders(root, tmp_path):
         "ok": 6,
         "failed": 2,
         "pending": 0,
+        "skipped": 0,
         "score_mean": 0.41,
         "score_std": 0.2,
     }
@@ -150,7 +151,7 @@ def test_show_of_grades_tells_of_the_graders(root, tmp_path):
     tables = {"grader_summary": pl.DataFrame([summary]), "grader_agreement": pl.DataFrame([agreement])}
     made = commit(root, tmp_path, 4, "grading", Outputs(**tables))
     text = " ".join(invoke("show", made.id, "--root", root).replace("│", " ").split())
-    assert "haiku 6 2 0 0.410 0.200 0.100 0.400 0.900 0.250 0 █ ▂▂ 1 2 4.5 1.5" in text
+    assert "haiku 6 2 0 0 0.410 0.200 0.100 0.400 0.900 0.250 0 █ ▂▂ 1 2 4.5 1.5" in text
     assert "haiku, judge 6 0.622 0.500" in text
     found = json.loads(invoke("show", made.id, "--root", root, "--json"))
     assert found["grader_summary"][0]["histogram"] == [4, 0, 1, 1]

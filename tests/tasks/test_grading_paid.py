@@ -68,7 +68,8 @@ def test_the_second_time_costs_nothing_and_gives_the_same(tmp_path):
     again, saved = graded(samples, judge := Judge(), tmp_path)
     assert judge.asked == []
     assert saved.metrics() == {"cache_hits": 12.0, "cost_paid": 0.0, "cost_saved": 12.0}
-    assert again.drop("latency_s").equals(first.drop("latency_s"))
+    assert again.drop("latency_s", "cost").equals(first.drop("latency_s", "cost"))
+    assert again["cost"].sum() == 0, "what was paid for before costs nothing"
     assert len(list((tmp_path / "grade_cache").rglob("*.parquet"))) == 1
 
 
@@ -113,10 +114,11 @@ def test_who_compares_a_group_sees_it_whole_or_not_at_all(tmp_path):
 
 def test_the_keys_name_what_a_grade_depends_on():
     one = sample(0)
-    same = [sample(9, one.text), sample(0, one.text, policy_id="other", domain="x")]
+    same = [sample(9, one.text), sample(0, one.text, policy_id="other")]
     assert {row_key(other) for other in same} == {row_key(one)}
     others = [
         sample(0, "other"),
+        sample(0, domain="x"),
         sample(0, prompt_id="q"),
         sample(0, truncated=True),
         sample(0, tokens=7),
@@ -124,7 +126,7 @@ def test_the_keys_name_what_a_grade_depends_on():
         sample(0, rubric="r"),
         sample(0, params={"n": 1}),
     ]
-    assert len({row_key(each) for each in [one, *others]}) == 8
+    assert len({row_key(each) for each in [one, *others]}) == 9
     config = GraderConfig(grader="judge")
     assert grader_key(config, "1") == grader_key(GraderConfig(grader="judge", name="n", weight=2, chunk=9), "1")
     changed = [grader_key(GraderConfig(grader="judge", params={"n": 1}), "1"), grader_key(config, "2")]
@@ -180,7 +182,8 @@ def test_a_new_version_of_one_grader_grades_just_that_one_again(two_graders):
     assert paid == {"cache_hits": 0, "cost_paid": 9.0, "cost_saved": 0}
     again, _ = both()
     assert calls() == {"one": 12, "two": 12}
-    assert again.drop("latency_s").equals(first.drop("latency_s"))
+    assert again.drop("latency_s", "cost").equals(first.drop("latency_s", "cost"))
+    assert again["cost"].sum() == 0, "what was paid for before costs nothing"
     module.two.version = "2"
     newer, spent = both()
     assert calls() == {"one": 12, "two": 24}

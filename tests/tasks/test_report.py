@@ -172,7 +172,15 @@ def train(folder: Path, iteration: int, rng: random.Random) -> dict[str, Artifac
 def analysis(iteration: int) -> dict[str, pl.DataFrame]:
     """What a grading stage says of its graders; the judge failed everywhere in the first iteration."""
     quantiles = [0.0, 0.1, 0.2, 0.4, 0.6, 0.9, 1.0]
-    shared = {"rollouts": 256, "pending": 0, "low": 0.0, "high": 1.0, "histogram": [128, 128], "latency_p50_s": 0.002}
+    shared = {
+        "rollouts": 256,
+        "pending": 0,
+        "skipped": 0,
+        "low": 0.0,
+        "high": 1.0,
+        "histogram": [128, 128],
+        "latency_p50_s": 0.002,
+    }
     rows = [
         {"grader": "haiku", "ok": 256, "failed": 0, "score_mean": 0.411, "score_std": 0.2, "passed_fraction": 0.25}
         | {"quantiles": quantiles, "latency_p95_s": 0.0045, "cost": 0.0},
