@@ -12,6 +12,7 @@ from tasks.grading.answers import boxed, final, number
 from tasks.grading.config import GraderConfig
 from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import Sample
+from tasks.grading.verdict import Failure
 
 
 def samples(*texts: str, prompt: str = "p", truncated: tuple[int, ...] = ()) -> list[Sample]:
@@ -52,6 +53,13 @@ def test_votes_against_hand_checked_tables(texts, params, scores, share):
         assert answer.detail["share"] == pytest.approx(share)
         assert answer.uncertainty == pytest.approx(math.sqrt(share * (1 - share)))
         json.dumps(answer.detail)
+
+
+def test_a_text_that_keeps_the_pattern_busy_fails_and_does_not_vote():
+    found = vote(samples("a" * 60 + "b", "x: 7", "x: 7"), answer="regex", pattern=r"(?:a|aa)+$|x: (\d)")
+    assert isinstance(found[0], Failure)
+    assert [answer.score for answer in found[1:]] == [1, 1]
+    assert found[1].detail["voters"] == 2
 
 
 def test_prompts_vote_apart_and_a_cut_text_does_not_vote():
