@@ -70,7 +70,7 @@ class MajorityGrader:
         """Nothing is held."""
 
 
-def _extracted(answer_of: Extractor, text: str) -> str | None | Failure:
+def _extracted(answer_of: Extractor, text: str) -> str | Failure | None:
     try:
         return answer_of(text)
     except TimeoutError as error:
