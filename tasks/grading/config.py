@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
+from tasks.grading.addresses import check_grader_address
 from tasks.grading.composite_check import check_composite
 from tasks.grading.composite_config import CompositeConfig
 from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
@@ -41,7 +42,9 @@ class GraderConfig(StrictConfig):
         "endpoint's http(s) address, or 'command'",
     )
     name: str | None = Field(
-        default=None, min_length=1, description="how grades and metrics call it; default: the grader"
+        default=None,
+        min_length=1,
+        description="how grades and metrics call it; default: the grader; an address needs one",
     )
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="share of the reward, before normalising")
     params: dict[str, Any] = Field(default_factory=dict, description="passed to the verifier, over the prompt's own")
@@ -87,6 +90,12 @@ class GraderConfig(StrictConfig):
         32, "rollouts per call of a class's grade_batch, per request to an endpoint, per run of a command", ge=1
     )
     retries: int = unhashed(4, "an endpoint that is busy (429), failing (5xx) or away is asked so often again", ge=0)
+
+    # First: the others repeat what they found.
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        check_grader_address(self.grader, self.name, self.params if self.grader == HTTP_JOBS else {})
+        return self
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:

@@ -81,7 +81,7 @@ def test_graders_of_ones_own_are_hashed_with_their_versions(tmp_path, own_verifi
     batch = batch_of(tmp_path, "haiku")
     own = [
         GraderConfig(grader="own_verifiers:half"),
-        GraderConfig(grader="http://127.0.0.1:1/grade", params={"version": 4}),
+        GraderConfig(grader="http://127.0.0.1:1/grade", name="endpoint", params={"version": 4}),
         GraderConfig(grader="command", params={"run": ["sh"], "version": "5"}),
     ]
     expected = {"own_verifiers:half": "3", "http://127.0.0.1:1/grade": "4", "command": "5"}

@@ -2,12 +2,12 @@
 
 import math
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from tasks._engines.config import EngineConfig
+from tasks.grading.addresses import check_address
 
 JUDGES = ("rubric", "pairwise", "reference_judge")
 CHAMPION = "champion"
@@ -76,12 +76,7 @@ class EndpointConfig(StrictConfig):
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, base_url: str) -> str:
-        parts = urlsplit(base_url)
-        if "@" in parts.netloc or parts.query:
-            # The value is not repeated: it may hold a secret.
-            raise ValueError("holds credentials or a query; name an environment variable in key_variable instead")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError("expected http:// or https://, a host and a path, such as http://localhost:8000/v1")
+        check_address(base_url, "name an environment variable in key_variable instead")
         return base_url.rstrip("/")
 
 
