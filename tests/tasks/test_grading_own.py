@@ -229,6 +229,8 @@ def test_an_endpoint_that_refuses_stops_the_grading_and_one_that_is_away_fails_t
     refused = pytest.raises(InputError, match=r"answers HTTP 401: who are you; check the address and params\.headers")
     with Endpoint(lambda asked, count: (401, b"who are you", {})) as endpoint, refused:
         answers_of(endpoint.address, ["x"])
+    with Endpoint(lambda asked, count: (200, b"no gzip", {"Content-Encoding": "gzip"})) as garbled:
+        assert "DecodingError" in errors(answers_of(garbled.address, ["x"], retries=0))[0]
     gone = answers_of(endpoint.address, ["x"] * 100, batch_size=1, retries=1)
     assert all("ConnectError" in answer.error for answer in gone)
 

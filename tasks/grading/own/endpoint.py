@@ -27,8 +27,8 @@ class EndpointGrader:
 
     Params: headers (header -> environment variable that holds its value), version; others are sent with each sample.
     429, 5xx and a broken connection are tried again (`retries`), after Retry-After or 0.5 s, 1 s, 2 s ...; a request
-    may take the limit of all its rollouts together. Raises `InputError` for a
-    variable that isn't set, and when the endpoint refuses (401, 403, 404, ...).
+    may take the limit of all its rollouts together. Raises `InputError` for a variable that isn't set, and when the
+    endpoint refuses (401, 403, 404, ...).
     """
 
     compares_group = False
@@ -79,7 +79,7 @@ class EndpointGrader:
                 response = self._client.post(self._config.grader, json=content, timeout=timeout_s)
             except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
                 raise BatchFailed(f"TimeoutError: no answer within {timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if last:
                     self._away = True
                     raise BatchFailed(f"{type(error).__name__}: {error}", divisible=False) from error
