@@ -14,6 +14,7 @@ from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
 COMMAND = "command"
+MAJORITY = "majority"
 FOLDER = "folder"
 HTTP_JOBS = "http_jobs"
 
@@ -197,7 +198,7 @@ class GradingConfig(StrictConfig):
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
         Iteration 0 stands for the held-out prompts, which no slow grader grades: scored by the weighted mean unless
-        `composite.held_out`.
+        `composite.held_out`, equally weighed where none that grades them has a weight.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
@@ -208,7 +209,7 @@ class GradingConfig(StrictConfig):
             and (has_reward_model or grader.grader != REWARD_MODEL)
             and not (grader.is_slow and iteration == 0)
         ]
-        if iteration == 0 and self.slow:
+        if iteration == 0:
             graders = _with_weight(graders)
         if sum(grader.weight for grader in graders) == 0 or all(grader.is_slow for grader in graders):
             raise InputError(

@@ -6,10 +6,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from storage.errors import InputError
 from tasks.grading.answers import boxed, final, number
-from tasks.grading.config import GraderConfig
+from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import Sample
 from tasks.grading.verdict import Failure
@@ -23,7 +24,7 @@ def samples(*texts: str, prompt: str = "p", truncated: tuple[int, ...] = ()) -> 
 
 
 def vote(given_samples: list[Sample], **params) -> list:
-    grader = open_grader(GraderConfig(grader="majority", params=params))
+    grader = open_grader(GraderConfig(grader="majority", from_iteration=1, params=params))
     assert grader.compares_group
     return grader.grade_batch(given_samples, lambda done, total, label: None)
 
@@ -100,4 +101,15 @@ def test_wrong_params_are_refused():
         ({"answr": "text"}, "unknown params"),
     ]:
         with pytest.raises(InputError, match=message):
-            version_of_grader(GraderConfig(grader="majority", params=params))
+            version_of_grader(GraderConfig(grader="majority", from_iteration=1, params=params))
+
+
+def test_agreement_never_scores_held_out_prompts():
+    with pytest.raises(ValidationError, match="set from_iteration to 1"):
+        GraderConfig(grader="majority")
+    votes = GraderConfig(grader="majority", from_iteration=1)
+    config = GradingConfig(graders=[votes, GraderConfig(weight=0)])
+    assert [(each.label, each.weight) for each in config.active(0, False).graders] == [("verifier", 1)]
+    assert [(each.label, each.weight) for each in config.active(1, False).graders] == [("majority", 1), ("verifier", 0)]
+    with pytest.raises(InputError, match="active in iteration 0"):
+        GradingConfig(graders=[votes]).active(0, False)

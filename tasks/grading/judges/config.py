@@ -134,6 +134,11 @@ class JudgeConfig(StrictConfig):
 
 def check_judge(grader: str, judging: JudgeConfig | None, params: dict[str, Any], from_iteration: int) -> None:
     """Raises `ValueError` for a grader whose judge can't be: it has none, or it would score held-out prompts."""
+    if grader == "majority" and from_iteration == 0:
+        raise ValueError(
+            "agreement among a prompt's own answers says how sure a policy is, not that it is right: promoting by it "
+            "on held-out prompts rewards collapse; set from_iteration to 1, and add a grader for the held-out prompts"
+        )
     if grader not in JUDGES:
         if judging is not None:
             raise ValueError(f"judging is for the graders {', '.join(JUDGES)}, not for {grader!r}")
