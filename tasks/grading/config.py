@@ -225,6 +225,7 @@ class GradingConfig(StrictConfig):
         labels = {grader.label for grader in graders}
         judges = any(grader.judge for grader in graders)
         composite = self.composite.without(lambda name: name not in labels, judges)
+        composite = composite.weighed({grader.label: grader.weight for grader in graders})
         if not any(grader.is_slow for grader in graders):
             composite = composite.model_copy(update={"missing": "hold"})
         try:

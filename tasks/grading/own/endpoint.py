@@ -37,7 +37,7 @@ class EndpointGrader:
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
         self._sent_params = {name: value for name, value in config.params.items() if name not in OWN_PARAMS}
-        self._client = httpx.Client(headers=_headers(config), timeout=config.timeout_s)
+        self._client = httpx.Client(headers=headers_of(config), timeout=config.timeout_s)
         self._stop = threading.Event()
         self._away = False
 
@@ -115,7 +115,8 @@ def _scores(response: httpx.Response, wanted: int) -> list[Any]:
     return content
 
 
-def _headers(config: GraderConfig) -> dict[str, str]:
+def headers_of(config: GraderConfig) -> dict[str, str]:
+    """The headers, their values out of the environment. Raises `InputError` for a variable that isn't set."""
     named = config.params.get("headers") or {}
     if not isinstance(named, dict):
         raise InputError(f"grader {config.label}: params.headers is {named!r}, expected header: ENVIRONMENT_VARIABLE")
