@@ -16,7 +16,8 @@ from flows.environment import embedded
 from flows.tables import cell, number
 from storage.errors import InputError
 from storage.home import home
-from tasks.grading.config import REWARD_MODEL, GraderConfig
+from tasks.grading.addresses import ADDRESS
+from tasks.grading.config import MAJORITY, REWARD_MODEL, GraderConfig
 
 BINS, BAR_CHARS, EXTREMES, TEXT_CHARS = 10, 40, 3, 160
 
@@ -156,13 +157,19 @@ def _print(console: Console, summary: dict[str, Any]) -> None:
 
 
 def _config(**values: Any) -> GraderConfig:
+    if ADDRESS.match(values["grader"]):
+        values["name"] = "endpoint"
+    if values["grader"] == MAJORITY:
+        values["from_iteration"] = 1  # these are no held-out prompts
     if values["grader"] == REWARD_MODEL:
         raise InputError("--grader reward_model: a reward model grades in a run; name a verifier or one of your own")
     try:
         return GraderConfig(**values)
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, found {each['input']!r}" for each in error.errors()
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+            + ("" if "credentials" in each["msg"] else f", found {each['input']!r}")  # what was found is a secret
+            for each in error.errors()
         ]
         raise InputError("grader: " + "; ".join(wrong)) from None
 

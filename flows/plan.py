@@ -8,17 +8,22 @@ from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
 from tasks.curate.sources import check_sources
+from tasks.grading.checks import check_graders, check_iterations
 from tasks.grading.judges.config import CHAMPION
 from tasks.sft.demonstrations import check_demonstrations
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise `InputError` for a model, a source or a store that can't be used."""
+    """Raise `InputError` for a model, a source, a grader or a store that can't be used."""
     find_base(config.model.path)
     for model in config.grading.local_models.values():
         if model != CHAMPION:
             find_base(model)
+    check_iterations(config.grading)
     check_sources(config.curate)
+    check_graders(
+        config.grading, [source.verifier.name for source in config.curate.sources if source.verifier is not None]
+    )
     if config.sft is not None:
         check_demonstrations(config.sft)
     check_root(config.resolved_root())

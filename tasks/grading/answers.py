@@ -4,10 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import regex as interruptible
+
 from storage.errors import InputError
 from tasks.grading.verifiers.numbers import final_number
 
 Extractor = Callable[[str], str | None]
+PATTERN_S = 1.0
 BOXED = "\\boxed{"
 
 
@@ -49,7 +52,8 @@ EXTRACTORS: dict[str, Extractor] = {"final": final, "number": number, "boxed": b
 def extractor(grader: str, params: Mapping[str, Any]) -> Extractor:
     """The function that `answer` names. `regex` takes `pattern`'s first group, else the whole match, of the last match.
 
-    Raises `InputError` for another name or a bad pattern.
+    Raises `InputError` for another name or a bad pattern; with `regex` the function raises `TimeoutError` when a text
+    keeps the pattern busy for longer than a second.
     """
     kind, fold = params["answer"], bool(params["ignore_case"])
     if kind == "regex":
@@ -62,12 +66,13 @@ def extractor(grader: str, params: Mapping[str, Any]) -> Extractor:
 
 def _by_pattern(grader: str, pattern: Any, ignore_case: bool) -> Extractor:
     try:
-        compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-    except (re.error, TypeError) as error:
+        # Python's own `re` can't be interrupted and holds every thread while it backtracks.
+        compiled = interruptible.compile(pattern, interruptible.IGNORECASE if ignore_case else 0)
+    except (interruptible.error, TypeError) as error:
         raise InputError(f"{grader}: params.pattern {pattern!r}: {error}") from error
 
     def extract(text: str) -> str | None:
-        matches = list(compiled.finditer(text))
+        matches = list(compiled.finditer(text, timeout=PATTERN_S))
         found = (matches[-1].group(1) if compiled.groups else matches[-1].group()) if matches else None
         return normalised(found or "")
 

@@ -7,6 +7,13 @@ from typing import Protocol
 from tasks.grading.composite_config import Clip, CompositeConfig, Gate, Phases, Product, Threshold, phases
 
 
+class Audited(Protocol):
+    """What is checked of a slow grader's budget."""
+
+    @property
+    def audit_fraction(self) -> float: ...
+
+
 class Weighed(Protocol):
     """What is checked of a grader's configuration."""
 
@@ -20,6 +27,8 @@ class Weighed(Protocol):
     def latency(self) -> str: ...
     @property
     def score_range(self) -> tuple[float, float] | None: ...
+    @property
+    def budget(self) -> Audited | None: ...
 
 
 def check_composite(config: CompositeConfig, graders: Sequence[Weighed]) -> None:
@@ -96,6 +105,12 @@ def _check_missing(config: CompositeConfig, graders: Sequence[Weighed]) -> None:
             )
         if config.missing == "impute":
             _check_imputed(where, found, graders, slow)
+    unaudited = [each.label for each in graders if each.budget is not None and not each.budget.audit_fraction]
+    if config.missing == "impute" and unaudited:
+        raise ValueError(
+            f"composite.missing is impute, and the budget of {unaudited} draws no group at random (audit_fraction 0): "
+            "nothing corrects what is imputed; give it an audit_fraction above 0, or use fast_only"
+        )
 
 
 def _check_imputed(where: str, found: Phases, graders: Sequence[Weighed], slow: set[str]) -> None:

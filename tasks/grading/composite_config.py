@@ -4,7 +4,7 @@ Three phases, in the list's order: steps on single graders' scores, one combinat
 combination stands, `weighted_mean` is put before the first step that names no graders.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -239,6 +239,16 @@ class CompositeConfig(StrictConfig):
             for domain, own in self.domains.items()
         }
         return self.model_copy(update={"steps": kept(_explicit(self.steps)), "domains": domains})
+
+    def weighed(self, usual: Mapping[str, float]) -> "CompositeConfig":
+        """The same with equal weights in a domain where those that are left, over the usual ones, are all 0."""
+        domains = {
+            domain: own
+            if any({**usual, **own.weights}.values())
+            else own.model_copy(update={"weights": dict.fromkeys(usual, 1.0)})
+            for domain, own in self.domains.items()
+        }
+        return self.model_copy(update={"domains": domains})
 
 
 def _explicit(steps: Sequence[Step]) -> list[Step]:

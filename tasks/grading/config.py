@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
+from tasks.grading.addresses import check_grader_address
 from tasks.grading.composite_check import check_composite
 from tasks.grading.composite_config import CompositeConfig
 from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
@@ -13,6 +14,7 @@ from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
 COMMAND = "command"
+MAJORITY = "majority"
 FOLDER = "folder"
 HTTP_JOBS = "http_jobs"
 
@@ -41,7 +43,9 @@ class GraderConfig(StrictConfig):
         "endpoint's http(s) address, or 'command'",
     )
     name: str | None = Field(
-        default=None, min_length=1, description="how grades and metrics call it; default: the grader"
+        default=None,
+        min_length=1,
+        description="how grades and metrics call it; default: the grader; an address needs one",
     )
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="share of the reward, before normalising")
     params: dict[str, Any] = Field(default_factory=dict, description="passed to the verifier, over the prompt's own")
@@ -87,6 +91,12 @@ class GraderConfig(StrictConfig):
         32, "rollouts per call of a class's grade_batch, per request to an endpoint, per run of a command", ge=1
     )
     retries: int = unhashed(4, "an endpoint that is busy (429), failing (5xx) or away is asked so often again", ge=0)
+
+    # First: the others repeat what they found.
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        check_grader_address(self.grader, self.name, self.params if self.grader == HTTP_JOBS else {})
+        return self
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:
@@ -188,7 +198,7 @@ class GradingConfig(StrictConfig):
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
         Iteration 0 stands for the held-out prompts, which no slow grader grades: scored by the weighted mean unless
-        `composite.held_out`.
+        `composite.held_out`, equally weighed where none that grades them has a weight.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
@@ -199,7 +209,7 @@ class GradingConfig(StrictConfig):
             and (has_reward_model or grader.grader != REWARD_MODEL)
             and not (grader.is_slow and iteration == 0)
         ]
-        if iteration == 0 and self.slow:
+        if iteration == 0:
             graders = _with_weight(graders)
         if sum(grader.weight for grader in graders) == 0 or all(grader.is_slow for grader in graders):
             raise InputError(
@@ -215,6 +225,7 @@ class GradingConfig(StrictConfig):
         labels = {grader.label for grader in graders}
         judges = any(grader.judge for grader in graders)
         composite = self.composite.without(lambda name: name not in labels, judges)
+        composite = composite.weighed({grader.label: grader.weight for grader in graders})
         if not any(grader.is_slow for grader in graders):
             composite = composite.model_copy(update={"missing": "hold"})
         try:

@@ -57,7 +57,7 @@ class HttpJobs:
     def _post(self, client: httpx.Client, sample: Sample) -> Handed:
         try:
             reply = client.post(self._url, json=request_of(sample), headers={"Idempotency-Key": row_key(sample)})
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return NotTaken(f"{self._url}: {type(error).__name__} {error}")
         if reply.status_code in REFUSED:
             raise InputError(f"grader http_jobs: {self._url} refuses access ({reply.status_code}); set params.key_env")
@@ -71,7 +71,7 @@ class HttpJobs:
     def _get(self, client: httpx.Client, ticket: str) -> Answer | None:
         try:
             reply = client.get(f"{self._url}/{quote(ticket, safe='')}")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             log.warning("job %s stays open: %s %s", ticket, type(error).__name__, error)
             return None
         if reply.status_code in GONE:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from tasks.grading.addresses import ADDRESS
 from tasks.grading.config import COMMAND, GraderConfig
 from tasks.grading.judges.config import JUDGES
 from tasks.grading.judges.grader import judge_rules, open_judge
 from tasks.grading.majority import MajorityGrader
 from tasks.grading.own.command import CommandGrader
-from tasks.grading.own.endpoint import ADDRESS, EndpointGrader
+from tasks.grading.own.endpoint import EndpointGrader
 from tasks.grading.own.functions import AsyncGrader, ClassGrader, call_of
 from tasks.grading.own.signatures import form_of, imported
 from tasks.grading.pool import shared_pool

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storage.errors import InputError
-from tasks.grading.answers import extractor
+from tasks.grading.answers import Extractor, extractor
 from tasks.grading.config import GraderConfig
 from tasks.grading.sample import Sample
-from tasks.grading.verdict import Answer, Verdict, with_defaults
+from tasks.grading.verdict import Answer, Failure, Verdict, with_defaults
 
 VERSION = "1"
 DEFAULTS = {
@@ -37,7 +37,7 @@ class MajorityGrader:
 
     `detail` holds the answer, its votes, the majority's `share` of the votes and `voters`. `uncertainty` is the
     standard deviation of one vote for the majority, sqrt(share (1 - share)). A sample without an answer doesn't vote
-    and scores 0.
+    and scores 0; one whose text the pattern can't be done with in a second doesn't vote either, and is a failure.
     """
 
     compares_group = True
@@ -55,19 +55,26 @@ class MajorityGrader:
 
     def grade_batch(self, samples: Sequence[Sample], progress: Any) -> list[Answer]:  # noqa: ARG002 takes no time
         """One answer a sample, whatever their order."""
-        answers = [self._answer_of(sample.text) for sample in samples]
+        answers = [_extracted(self._answer_of, sample.text) for sample in samples]
         votes: dict[str, Counter[str]] = {}
         for sample, answer in zip(samples, answers, strict=True):
             counted = votes.setdefault(sample.prompt_id, Counter())
-            if answer is not None and (self._chosen["truncated_vote"] or not sample.truncated):
+            if isinstance(answer, str) and (self._chosen["truncated_vote"] or not sample.truncated):
                 counted[answer] += 1
         return [
-            verdict(answer, votes[sample.prompt_id], self._chosen)
+            answer if isinstance(answer, Failure) else verdict(answer, votes[sample.prompt_id], self._chosen)
             for sample, answer in zip(samples, answers, strict=True)
         ]
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _extracted(answer_of: Extractor, text: str) -> str | Failure | None:
+    try:
+        return answer_of(text)
+    except TimeoutError as error:
+        return Failure(f"TimeoutError: params.pattern: {error}")
 
 
 def verdict(answer: str | None, votes: Mapping[str, int], params: Mapping[str, Any]) -> Verdict:

@@ -62,6 +62,14 @@ def test_a_missing_source_file(tmp_path, env, tiny_model):
     refused(tmp_path, env, tiny_model, "nowhere.jsonl", curate={"sources": [source]})
 
 
+def test_a_grader_that_is_not_there_or_not_yet(tmp_path, env, tiny_model):
+    missing = {"graders": [{"grader": "verifier"}, {"grader": "numbr", "from_iteration": 2}]}
+    refused(tmp_path, env, tiny_model, "no verifier 'numbr'", grading=missing)
+    late = {"graders": [{"grader": "verifier", "from_iteration": 2}]}
+    refused(tmp_path, env, tiny_model, "is active in iteration 0", grading=late)
+    assert not (tmp_path / "root").exists()
+
+
 def test_a_missing_column_names_those_that_are_there(tmp_path, env, tiny_model):
     pq.write_table(pa.table({"text": ["a"], "label": ["b"]}), tmp_path / "p.parquet")
     source = {"path": str(tmp_path / "p.parquet"), "prompt_field": "prompt", "verifier": {"name": "number"}}

@@ -27,7 +27,7 @@ def sample(text: str, number: int = 0, *, verifier: str = "", answer: str | None
 
 def answers_of(grader: str, texts: list[str], progress=None, **config) -> list[Answer]:
     """What a grader named as in a run file answers to texts."""
-    spec = GraderConfig(grader=grader, **config)
+    spec = GraderConfig(grader=grader, name="endpoint" if "://" in grader else None, **config)
     samples = [sample(text, i, verifier=grader, params=spec.params) for i, text in enumerate(texts)]
     opened = open_grader(spec)
     try:

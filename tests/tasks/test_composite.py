@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from storage.errors import InputError
 from tasks.grading.composite import composite
 from tasks.grading.composite_config import CompositeConfig
 from tasks.grading.config import GraderConfig, GradingConfig
@@ -240,8 +239,15 @@ def test_a_grader_that_is_not_active_yet_is_left_out_of_the_steps():
     assert early.domains["code"].weights == {}
     assert [step.kind for step in config.active(2, True).composite.steps][:1] == ["clip"]
     only_late = GradingConfig(graders=[A, late], composite={"domains": {"code": {"weights": {"a": 0}}}})
-    with pytest.raises(InputError, match=r"in iteration 1: composite.domains.code: every grader has weight 0"):
-        only_late.active(1, has_reward_model=True)
+    assert only_late.active(1, has_reward_model=True).composite.domains["code"].weights == {"a": 1.0}
+    assert only_late.active(2, has_reward_model=True).composite.domains["code"].weights == {"a": 0.0}
+
+
+def test_a_domain_whose_weights_are_all_slow_weighs_the_instant_graders_equally():
+    slow = GraderConfig(grader="folder", name="slow", latency="slow", params={"folder": "asked"})
+    config = GradingConfig(graders=[A, slow], composite={"domains": {"code": {"weights": {"a": 0, "slow": 1}}}})
+    assert config.active(1, False).instant().composite.domains["code"].weights == {"a": 1.0}
+    assert config.active(1, False).composite.domains["code"].weights == {"a": 0.0, "slow": 1.0}
 
 
 def test_held_out_prompts_are_scored_by_the_weighted_mean_unless_said_otherwise():

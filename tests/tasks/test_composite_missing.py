@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from storage.errors import InputError
 from tasks._maths.imputation import impute, weighted_line
 from tasks.grading.composite import composite
-from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.grading.config import BudgetConfig, GraderConfig, GradingConfig
 
 FAST = GraderConfig(grader="number", name="fast", weight=1)
 SLOW = GraderConfig(grader="folder", name="slow", weight=3, latency="slow", params={"path": "asked"})
@@ -130,6 +130,11 @@ def test_nothing_observed_is_held():
     [
         ([FAST.model_copy(update={"weight": 0}), SLOW], {"missing": "fast_only"}, "no instant grader has a weight"),
         ([FAST, SLOW], {"missing": "impute", "steps": [{"step": "product"}]}, "product can't take them"),
+        (
+            [FAST, SLOW.model_copy(update={"budget": BudgetConfig(max_rollouts=8, audit_fraction=0)})],
+            {"missing": "impute"},
+            "draws no group at random",
+        ),
         (
             [FAST, SLOW],
             {"missing": "impute", "steps": [{"step": "gate", "graders": ["slow"], "at_least": 1}]},

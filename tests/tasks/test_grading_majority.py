@@ -6,12 +6,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from storage.errors import InputError
 from tasks.grading.answers import boxed, final, number
-from tasks.grading.config import GraderConfig
+from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.grading.graders import open_grader, version_of_grader
 from tasks.grading.sample import Sample
+from tasks.grading.verdict import Failure
 
 
 def samples(*texts: str, prompt: str = "p", truncated: tuple[int, ...] = ()) -> list[Sample]:
@@ -22,7 +24,7 @@ def samples(*texts: str, prompt: str = "p", truncated: tuple[int, ...] = ()) -> 
 
 
 def vote(given_samples: list[Sample], **params) -> list:
-    grader = open_grader(GraderConfig(grader="majority", params=params))
+    grader = open_grader(GraderConfig(grader="majority", from_iteration=1, params=params))
     assert grader.compares_group
     return grader.grade_batch(given_samples, lambda done, total, label: None)
 
@@ -52,6 +54,13 @@ def test_votes_against_hand_checked_tables(texts, params, scores, share):
         assert answer.detail["share"] == pytest.approx(share)
         assert answer.uncertainty == pytest.approx(math.sqrt(share * (1 - share)))
         json.dumps(answer.detail)
+
+
+def test_a_text_that_keeps_the_pattern_busy_fails_and_does_not_vote():
+    found = vote(samples("a" * 60 + "b", "x: 7", "x: 7"), answer="regex", pattern=r"(?:a|aa)+$|x: (\d)")
+    assert isinstance(found[0], Failure)
+    assert [answer.score for answer in found[1:]] == [1, 1]
+    assert found[1].detail["voters"] == 2
 
 
 def test_prompts_vote_apart_and_a_cut_text_does_not_vote():
@@ -92,4 +101,15 @@ def test_wrong_params_are_refused():
         ({"answr": "text"}, "unknown params"),
     ]:
         with pytest.raises(InputError, match=message):
-            version_of_grader(GraderConfig(grader="majority", params=params))
+            version_of_grader(GraderConfig(grader="majority", from_iteration=1, params=params))
+
+
+def test_agreement_never_scores_held_out_prompts():
+    with pytest.raises(ValidationError, match="set from_iteration to 1"):
+        GraderConfig(grader="majority")
+    votes = GraderConfig(grader="majority", from_iteration=1)
+    config = GradingConfig(graders=[votes, GraderConfig(weight=0)])
+    assert [(each.label, each.weight) for each in config.active(0, False).graders] == [("verifier", 1)]
+    assert [(each.label, each.weight) for each in config.active(1, False).graders] == [("majority", 1), ("verifier", 0)]
+    with pytest.raises(InputError, match="active in iteration 0"):
+        GradingConfig(graders=[votes]).active(0, False)

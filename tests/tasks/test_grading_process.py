@@ -1,8 +1,6 @@
 """Rewards by step: how texts fall into steps, arithmetic step by step, and the outcomes."""
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -77,26 +75,8 @@ def test_splitters():
         splitter("process", {"split": "word"})
 
 
-@pytest.fixture
-def own_scorers():
-    module = ModuleType("own_scorers")
-
-    def rising(messages, steps):
-        """Each prefix a little better; it sees the prompt."""
-        if "raise" in steps[0]:
-            raise KeyError("no model")
-        return [0.5 + 0.25 * i for i, _ in enumerate(steps)][: 1 if "short" in steps[0] else None]
-
-    rising.version = "7"
-    module.rising = rising
-    module.nan = lambda messages, steps: [float("nan")] * len(steps)
-    sys.modules["own_scorers"] = module
-    yield
-    del sys.modules["own_scorers"]
-
-
-def graded(*texts: str, **params) -> list:
-    grader = open_grader(GraderConfig(grader="process", params=params))
+def graded(*texts: str, timeout_s: float = 10.0, **params) -> list:
+    grader = open_grader(GraderConfig(grader="process", params=params, timeout_s=timeout_s))
     messages = [{"role": "user", "content": "hi"}]
     given_samples = [
         Sample(f"r{i}", "p", "policy", messages, text, 3, False, None, None, "", "process", {})
@@ -106,14 +86,14 @@ def graded(*texts: str, **params) -> list:
 
 
 @pytest.mark.parametrize(("outcome", "expected"), [("min", 0.5), ("product", 0.375), ("last", 0.75), ("mean", 0.625)])
-def test_a_scorer_of_ones_own_and_its_outcomes(own_scorers, outcome, expected):
+def test_a_scorer_of_ones_own_and_its_outcomes(outcome, expected):
     [found] = graded("first\n\nsecond", scorer="own_scorers:rising", outcome=outcome, pass_step=0.6)
     assert (found.score, found.passed, found.detail) == (expected, False, {"steps": [0.5, 0.75]})
     config = GraderConfig(grader="process", params={"scorer": "own_scorers:rising"})
     assert version_of_grader(config) == "1/own_scorers:rising/7"
 
 
-def test_what_a_scorer_cannot_score_is_a_failure_and_the_others_are_graded(own_scorers):
+def test_what_a_scorer_cannot_score_is_a_failure_and_the_others_are_graded():
     found = graded("raise", "short\n\none", "", "fine", scorer="own_scorers:rising")
     assert [isinstance(answer, Failure) for answer in found] == [True, True, True, False]
     assert "KeyError: 'no model'" in found[0].error
@@ -121,6 +101,21 @@ def test_what_a_scorer_cannot_score_is_a_failure_and_the_others_are_graded(own_s
     [nan] = graded("x", scorer="own_scorers:nan")
     assert "expected finite numbers" in nan.error
     json.dumps([answer.detail for answer in found])
+
+
+def test_a_scorer_that_is_stuck_or_ends_its_process_fails_its_own_row():
+    found = graded("fine", "loop", "exit", "fine", scorer="own_scorers:hostile", timeout_s=1.0)
+    assert [isinstance(answer, Failure) for answer in found] == [False, True, True, False]
+    assert "no answer within 1 s" in found[1].error
+    assert "ended its worker process (exit code 3)" in found[2].error
+
+
+def test_a_pattern_that_never_ends_fails_its_row():
+    endless = {"split": "regex", "pattern": "(?:a|aa)+$"}
+    found = graded("a" * 60 + "b", "fine", scorer="arithmetic", **endless)
+    assert isinstance(found[0], Failure)
+    assert "TimeoutError" in found[0].error
+    assert "no steps" not in found[0].error
 
 
 def test_a_scorer_must_be_named():

@@ -81,7 +81,7 @@ def test_graders_of_ones_own_are_hashed_with_their_versions(tmp_path, own_verifi
     batch = batch_of(tmp_path, "haiku")
     own = [
         GraderConfig(grader="own_verifiers:half"),
-        GraderConfig(grader="http://127.0.0.1:1/grade", params={"version": 4}),
+        GraderConfig(grader="http://127.0.0.1:1/grade", name="endpoint", params={"version": 4}),
         GraderConfig(grader="command", params={"run": ["sh"], "version": "5"}),
     ]
     expected = {"own_verifiers:half": "3", "http://127.0.0.1:1/grade": "4", "command": "5"}
@@ -151,7 +151,7 @@ def test_rollouts_of_another_batch_are_refused(tmp_path):
 
 def test_slices_of_whole_groups_vote_and_the_rewards_know_lengths_and_domains(tmp_path):
     """Two prompts of two samples in slices of one rollout at most: still the pairs vote together."""
-    vote = GraderConfig(grader="majority", params={"answer": "text"})
+    vote = GraderConfig(grader="majority", from_iteration=1, params={"answer": "text"})
     steps = [{"step": "length_penalty", "per_token": 0.25}]
     domains = {"other": {"steps": []}}
     config = GradingConfig(graders=[vote], rows_per_shard=1, composite={"steps": steps, "domains": domains})

@@ -333,3 +333,30 @@ def test_an_address_with_a_secret_in_it_is_refused():
         with pytest.raises(InputError, match="key_variable instead") as caught:
             parse_config(document | {"grading": {"graders": [{"grader": "rubric", "judging": judging}]}}, "run.yaml")
         assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("grader", "message"),
+    [
+        ({"grader": f"http://user:{SECRET}@host/grade", "name": "mine"}, "params.headers instead"),
+        ({"grader": f"http://host/grade?key={SECRET}", "name": "mine"}, "params.headers instead"),
+        ({"grader": f"http://host/grade#{SECRET}", "name": "mine"}, "params.headers instead"),
+        ({"grader": "http://host/grade"}, "needs a name"),
+        ({"grader": "http:///grade", "name": "mine"}, "expected http://"),
+        *[({"name": name}, "can't be a metric's") for name in ("http://x", "a?b", "/a", "a/", "a=b", "../a", "é")],
+        (
+            {"grader": "http_jobs", "latency": "slow", "params": {"url": f"https://host/jobs?key={SECRET}"}},
+            "params.key_env instead",
+        ),
+        (
+            {"grader": "http_jobs", "latency": "slow", "params": {"url": f"https://{SECRET}@host/jobs"}},
+            "params.key_env instead",
+        ),
+    ],
+)
+def test_addresses_of_graders_hold_no_secret_and_names_are_metrics(grader, message):
+    document = {"campaign": "c", "model": {"path": "m"}, "curate": {"sources": [{"generator": "haiku"}]}}
+    graders = [{"grader": "haiku"}, grader]
+    with pytest.raises(InputError, match=message) as caught:
+        parse_config(document | {"grading": {"graders": graders}}, "run.yaml")
+    assert SECRET not in str(caught.value)

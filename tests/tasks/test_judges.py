@@ -285,6 +285,17 @@ def test_equal_texts_tie_unasked_and_no_comparison_is_paid_twice():
     assert sum(answer.cost for answer in answers) == pytest.approx(2e-4)
 
 
+def test_equal_texts_get_one_win_rate_whomever_each_of_them_meets():
+    with judge_server(longer_wins) as server:
+        config = grader_config("pairwise", server.url, opponents=1)
+        for seed in range(4):
+            texts = ("aaa", "a", "aa", "aa", "aaaa", "aa", "a", "aaaaa")
+            answers = graded(config, [one._replace(prompt_id=f"p{seed}") for one in group(*texts)])
+            for text in ("a", "aa"):
+                own = [answer for answer, of in zip(answers, texts, strict=True) if of == text]
+                assert len({(answer.score, answer.uncertainty, answer.detail["wins"]) for answer in own}) == 1
+
+
 def test_a_comparison_that_fails_leaves_the_others():
     def script(asked):
         return "no idea" if "bad" in asked.user else longer_wins(asked)

@@ -52,6 +52,32 @@ class Jobs:
         return (200, self.scores[text]) if text in self.scores else (200, {"status": "running"})
 
 
+def test_a_job_api_whose_replies_cannot_be_read_loses_nothing():
+    class Garbled(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(b"no gzip")
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Garbled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        params = {"url": f"http://127.0.0.1:{server.server_port}/jobs"}
+        grader = open_deferred(GraderConfig(grader="http_jobs", latency="slow", params=params))
+        [handed] = grader.submit([sample("one")])
+        assert isinstance(handed, NotTaken)
+        assert "DecodingError" in handed.error
+        assert grader.collect(["job"]) == {}
+        server.shutdown()
+
+
 @contextmanager
 def serving(jobs):
     class Handler(BaseHTTPRequestHandler):

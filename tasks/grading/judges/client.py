@@ -31,7 +31,7 @@ class EndpointJudge:
         """Raises `InputError` when the key's variable is not set."""
         self.name = endpoint.model
         self._endpoint, self._judging = endpoint, judging
-        self._key = _key(endpoint)
+        self._key = key_of(endpoint)
         self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lane = join_lane(endpoint)
 
@@ -135,7 +135,7 @@ def request_body(question: Question, endpoint: EndpointConfig, judging: JudgeCon
     return body | endpoint.extra_body
 
 
-def _key(endpoint: EndpointConfig) -> str:
+def key_of(endpoint: EndpointConfig) -> str:
     """The key from its variable. Raises `InputError` that names the variable, never the value."""
     if endpoint.key_variable is None:
         return ""

@@ -2,12 +2,12 @@
 
 import math
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from tasks._engines.config import EngineConfig
+from tasks.grading.addresses import check_address
 
 JUDGES = ("rubric", "pairwise", "reference_judge")
 CHAMPION = "champion"
@@ -76,12 +76,7 @@ class EndpointConfig(StrictConfig):
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, base_url: str) -> str:
-        parts = urlsplit(base_url)
-        if "@" in parts.netloc or parts.query:
-            # The value is not repeated: it may hold a secret.
-            raise ValueError("holds credentials or a query; name an environment variable in key_variable instead")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError("expected http:// or https://, a host and a path, such as http://localhost:8000/v1")
+        check_address(base_url, "name an environment variable in key_variable instead")
         return base_url.rstrip("/")
 
 
@@ -139,6 +134,11 @@ class JudgeConfig(StrictConfig):
 
 def check_judge(grader: str, judging: JudgeConfig | None, params: dict[str, Any], from_iteration: int) -> None:
     """Raises `ValueError` for a grader whose judge can't be: it has none, or it would score held-out prompts."""
+    if grader == "majority" and from_iteration == 0:
+        raise ValueError(
+            "agreement among a prompt's own answers says how sure a policy is, not that it is right: promoting by it "
+            "on held-out prompts rewards collapse; set from_iteration to 1, and add a grader for the held-out prompts"
+        )
     if grader not in JUDGES:
         if judging is not None:
             raise ValueError(f"judging is for the graders {', '.join(JUDGES)}, not for {grader!r}")

@@ -18,6 +18,7 @@ from tasks.grading.judges.pairwise import (
     meetings,
     pair_choice,
     pair_question,
+    pooled,
     seed_of,
     tallies,
 )
@@ -147,7 +148,8 @@ class PairwiseJudge:
     def grade_batch(self, samples: Sequence[Sample], progress: Progress) -> list[Answer]:
         """One answer a sample: its win rate among those of its prompt, however they are ordered.
 
-        Equal texts tie without being asked about, and two texts are compared once however often they meet.
+        Equal texts tie without being asked about, and two texts are compared once however often they meet. Equal texts
+        have one win rate, over what all of them met: answers are kept by text.
         """
         groups = _groups(samples)
         questions = {key: question for group in groups for key, question in self._questions(group, samples)}
@@ -196,9 +198,11 @@ class PairwiseJudge:
             held[j].charge(backward)
             for own in (held[i], held[j]):
                 own.failure = own.failure or forward.failure or backward.failure
-        counted = tallies(len(group), results)
+        texts = [samples[place].text for place in group]
+        counted = pooled(tallies(len(group), results), texts)
+        failures = _first_failures(held, texts)
         return {
-            place: _win_rate(tally, own, _suspicion(samples[place]), self._judging.prices)
+            place: _win_rate(tally, own, failures.get(samples[place].text, {}), samples[place], self._judging.prices)
             for place, tally, own in zip(group, counted, held, strict=True)
         }
 
@@ -236,14 +240,25 @@ class _Held:
         once.charged = True
 
 
-def _win_rate(tally: Tally, held: _Held, suspicion: dict[str, Any], prices: tuple[float, float]) -> Answer:
-    known = {**tally._asdict(), **tokens_of(held.replies), **suspicion}
+def _first_failures(held: Sequence[_Held], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Text -> the first of its comparisons that failed, whichever of the equal texts met it."""
+    failures: dict[str, dict[str, Any]] = {}
+    for own, text in zip(held, texts, strict=True):
+        if own.failure:
+            failures.setdefault(text, own.failure)
+    return failures
+
+
+def _win_rate(
+    tally: Tally, held: _Held, failure: dict[str, Any], sample: Sample, prices: tuple[float, float]
+) -> Answer:
+    known = {**tally._asdict(), **tokens_of(held.replies), **_suspicion(sample)}
     cost = sum(dollars(reply, prices) for reply in held.replies)
     if not tally.played:
-        error = held.failure.get("error", "no comparison")
-        return Failure(f"none of {tally.failed} comparisons has a result: {error}", {**held.failure, **known}, cost)
-    if held.failure:
-        known["first_failure"] = held.failure
+        error = failure.get("error", "no comparison")
+        return Failure(f"none of {tally.failed} comparisons has a result: {error}", {**failure, **known}, cost)
+    if failure:
+        known["first_failure"] = failure
     return Verdict(tally.rate, detail=known, uncertainty=tally.uncertainty, cost=cost)
 
 

@@ -109,3 +109,11 @@ def tallies(size: int, results: Sequence[Result]) -> list[Tally]:
             name = "failed" if own is None else {1.0: "wins", 0.5: "ties", 0.0: "losses"}[own]
             counts[place][name] += 1
     return [Tally(**count) for count in counts]
+
+
+def pooled(own: Sequence[Tally], texts: Sequence[str]) -> list[Tally]:
+    """Every sample's tally, with those of the equal texts in its group added: equal texts have one win rate."""
+    sums: dict[str, list[int]] = {}
+    for tally, text in zip(own, texts, strict=True):
+        sums[text] = [total + count for total, count in zip(sums.get(text, [0] * len(tally)), tally, strict=True)]
+    return [Tally(*sums[text]) for text in texts]

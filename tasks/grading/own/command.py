@@ -39,7 +39,7 @@ class CommandGrader:
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
-        self._command = _command(config)
+        self._command = command_of(config)
         self._sent_params = {name: value for name, value in config.params.items() if name not in OWN_PARAMS}
         self._stop = threading.Event()
 
@@ -96,7 +96,8 @@ class CommandGrader:
         return failed or (f"exit code {code}" if code else None)
 
 
-def _command(config: GraderConfig) -> list[str]:
+def command_of(config: GraderConfig) -> list[str]:
+    """The program and its arguments. Raises `InputError` for a program that can't be run."""
     run = config.params.get("run")
     if not isinstance(run, list) or not run or not all(isinstance(part, str) for part in run):
         raise InputError(

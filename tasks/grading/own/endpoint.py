@@ -2,11 +2,9 @@
 
 import os
 import random
-import re
 import threading
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -17,7 +15,6 @@ from tasks.grading.sample import Sample
 from tasks.grading.verdict import Answer
 from tasks.grading.workers import Progress
 
-ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 OWN_PARAMS = ("headers", "version")
 BACKOFF_S, LONGEST_WAIT_S = 0.5, 60.0
 BUSY = 429
@@ -30,8 +27,8 @@ class EndpointGrader:
 
     Params: headers (header -> environment variable that holds its value), version; others are sent with each sample.
     429, 5xx and a broken connection are tried again (`retries`), after Retry-After or 0.5 s, 1 s, 2 s ...; a request
-    may take the limit of all its rollouts together. Raises `InputError` for an address with credentials in it, for a
-    variable that isn't set, and when the endpoint refuses (401, 403, 404, ...).
+    may take the limit of all its rollouts together. Raises `InputError` for a variable that isn't set, and when the
+    endpoint refuses (401, 403, 404, ...).
     """
 
     compares_group = False
@@ -39,15 +36,8 @@ class EndpointGrader:
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
-        parts = urlsplit(config.grader)
-        if parts.username or parts.password:
-            raise InputError(
-                f"grader {parts.hostname}: no credentials in an address; give params.headers, see graders.md"
-            )
-        if not parts.hostname:
-            raise InputError(f"grader {config.grader}: no host in the address; expected http(s)://host:port/path")
         self._sent_params = {name: value for name, value in config.params.items() if name not in OWN_PARAMS}
-        self._client = httpx.Client(headers=_headers(config), timeout=config.timeout_s)
+        self._client = httpx.Client(headers=headers_of(config), timeout=config.timeout_s)
         self._stop = threading.Event()
         self._away = False
 
@@ -89,7 +79,7 @@ class EndpointGrader:
                 response = self._client.post(self._config.grader, json=content, timeout=timeout_s)
             except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
                 raise BatchFailed(f"TimeoutError: no answer within {timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if last:
                     self._away = True
                     raise BatchFailed(f"{type(error).__name__}: {error}", divisible=False) from error
@@ -125,7 +115,8 @@ def _scores(response: httpx.Response, wanted: int) -> list[Any]:
     return content
 
 
-def _headers(config: GraderConfig) -> dict[str, str]:
+def headers_of(config: GraderConfig) -> dict[str, str]:
+    """The headers, their values out of the environment. Raises `InputError` for a variable that isn't set."""
     named = config.params.get("headers") or {}
     if not isinstance(named, dict):
         raise InputError(f"grader {config.label}: params.headers is {named!r}, expected header: ENVIRONMENT_VARIABLE")

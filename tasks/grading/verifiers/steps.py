@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import regex as interruptible
+
 from storage.errors import InputError
 from tasks.grading.verdict import Verdict, with_defaults
 
@@ -21,6 +23,7 @@ EQUALITY = re.compile(
 CONTINUES = re.compile(rf"[\d)%]\s*{OPERATOR}\s*$")
 TERM = re.compile(rf"({OPERATOR}?)\s*({NUMBER})")
 NUMBERED = re.compile(r"^\s*(?:step\s+)?\d+[.):]\s+", re.IGNORECASE | re.MULTILINE)
+PATTERN_S = 1.0
 STEPS_DEFAULTS = {"split": "lines", "pattern": None, "outcome": "min", "without": 1.0}
 
 
@@ -45,16 +48,20 @@ SPLITTERS: dict[str, Callable[[str], list[str]]] = {"blank_lines": blank_lines, 
 
 
 def splitter(grader: str, params: Mapping[str, Any]) -> Callable[[str], list[str]]:
-    """The function that `split` names; `regex` cuts at each match of `pattern`, as `re.split` does without groups."""
+    """The function that `split` names; `regex` cuts at each match of `pattern`, as `re.split` does without groups.
+
+    That one raises `TimeoutError`, which fails the row, when a text keeps the pattern busy for longer than a second.
+    """
     kind = params["split"]
     if kind == "regex":
         try:
-            pattern = re.compile(params["pattern"])
-        except (re.error, TypeError) as error:
+            # Python's own `re` can't be interrupted and holds every thread while it backtracks.
+            pattern = interruptible.compile(params["pattern"])
+        except (interruptible.error, TypeError) as error:
             raise InputError(f"{grader}: params.pattern {params['pattern']!r}: {error}") from error
         if pattern.groups:
             raise InputError(f"{grader}: params.pattern {pattern.pattern!r} has groups; write them as (?:...)")
-        return lambda text: _stripped(pattern.split(text))
+        return lambda text: _stripped(pattern.split(text, timeout=PATTERN_S))
     if kind not in SPLITTERS:
         raise InputError(f"{grader}: params.split is {kind!r}, expected one of {', '.join([*SPLITTERS, 'regex'])}")
     return SPLITTERS[kind]
