@@ -2,7 +2,7 @@
 
 A function is called in one of two ways; leading underscores of a name don't count:
 
-1. `(text, answer, params)`, exactly these three: a verifier.
+1. `(text, answer, params)`, exactly these three: a verifier; one with `whole_sample = True` takes the sample alone.
 2. `(prompt, completion, ...)`, these two first: any further parameter is filled by its name, out of `answer`, `params`,
    `messages`, `domain`, `rubric`; one of another name must have a default.
 
@@ -40,9 +40,12 @@ class Form:
     is_verifier: bool
     is_async: bool
     optional: Mapping[str, str]
+    whole_sample: bool = False
 
     def arguments(self, sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """By place, and by name. Raises `InputError` for parameters that the function would never see."""
+        if self.whole_sample:
+            return (sample,), {}
         if self.is_verifier:
             return (sample.text, sample.answer, sample.params), {}
         if sample.params and "params" not in self.optional.values():
@@ -64,6 +67,8 @@ def form_of(path: str, function: Any) -> Form:
     parameters = _parameters(path, function)
     names = [name.lstrip("_") for name in parameters]
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    if getattr(function, "whole_sample", False):
+        return Form(path, True, is_async, {}, whole_sample=True)
     if tuple(names) == VERIFIER_FORM:
         return Form(path, True, is_async, {})
     optional = _optional(path, parameters, FUNCTION_START, {name: name for name in VALUES})
