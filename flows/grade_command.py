@@ -18,6 +18,7 @@ from storage.errors import InputError
 from storage.home import home
 from tasks.grading.addresses import ADDRESS
 from tasks.grading.config import MAJORITY, REWARD_MODEL, GraderConfig
+from tasks.grading.judges.config import JUDGES
 
 BINS, BAR_CHARS, EXTREMES, TEXT_CHARS = 10, 40, 3, 160
 
@@ -31,6 +32,7 @@ def grade(
     file: Annotated[str, typer.Argument(help="Parquet or JSONL of outputs, or the id of a rollouts artifact.")],
     grader: Annotated[str, typer.Option(help="As in a run file: a verifier, module:name, an address, command.")],
     param: Annotated[list[str] | None, typer.Option(help="key=value, the value in YAML; may be repeated.")] = None,
+    judging: Annotated[str | None, typer.Option(help="Of a judge, in YAML as in a run file: {endpoint: ...}.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="The first so many; all by default.")] = None,
     prompt_column: Annotated[str, typer.Option(help="Column of texts or lists of messages.")] = "prompt",
     completion_column: Annotated[str, typer.Option(help="Column of the outputs to grade.")] = "completion",
@@ -46,6 +48,7 @@ def grade(
     config = _config(
         grader=grader,
         params=_params(param or []),
+        judging=None if judging is None else _yaml("--judging", judging),
         score_range=score_range,
         timeout_s=timeout_s,
         concurrency=concurrency,
@@ -159,7 +162,7 @@ def _print(console: Console, summary: dict[str, Any]) -> None:
 def _config(**values: Any) -> GraderConfig:
     if ADDRESS.match(values["grader"]):
         values["name"] = "endpoint"
-    if values["grader"] == MAJORITY:
+    if values["grader"] in (MAJORITY, *JUDGES):
         values["from_iteration"] = 1  # these are no held-out prompts
     if values["grader"] == REWARD_MODEL:
         raise InputError("--grader reward_model: a reward model grades in a run; name a verifier or one of your own")
@@ -180,8 +183,12 @@ def _params(settings: list[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise InputError(f"--param {setting!r}: expected key=value")
-        try:
-            params[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--param {setting!r}: the value is no YAML: {str(error).splitlines()[0]}") from None
+        params[key] = _yaml(f"--param {setting!r}", value)
     return params
+
+
+def _yaml(option: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{option}: the value is no YAML: {str(error).splitlines()[0]}") from None

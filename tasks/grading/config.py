@@ -82,7 +82,9 @@ class GraderConfig(StrictConfig):
     )
     chunk: int = unhashed(64, "answers that are kept together: what a killed shard pays for again, at most", ge=1)
     timeout_s: float = unhashed(
-        10.0, "seconds that one rollout may take; what is stuck then is ended, and its row fails", gt=0
+        10.0,
+        "seconds that one rollout may take, else its row fails; judges and python_code have limits of their own",
+        gt=0,
     )
     concurrency: int = unhashed(
         16, "rollouts (of an endpoint: requests) under way at once, for graders that wait: async, endpoints", ge=1

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import typer
+from judge_server import judge_server
 from pipeline import REPOSITORY, environment, posttrain
 from typer.testing import CliRunner
 
@@ -193,3 +194,17 @@ def test_the_histogram_covers_its_scores():
     wide = histogram([-1.0, 3.0])
     assert (wide[0]["from"], wide[-1]["to"], wide[0]["rows"], wide[-1]["rows"]) == (-1.0, 3.0, 1, 1)
     assert histogram([]) == []
+
+
+def test_a_judge_is_tried_by_its_settings(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS[:2]))
+    with judge_server(lambda asked: "I would say fine.") as server:
+        judging = f"{{endpoint: {{base_url: '{server.url}', model: judge-1}}}}"
+        arguments = ["grade", str(path), "--grader", "reference_judge", "--judging", judging, "--json"]
+        output = posttrain(*arguments, env=environment(tmp_path / "home"))
+    summary = json.loads(output[output.index("{") :])
+    assert (summary["rows"], summary["failed"], len(server.asked)) == (2, 2, 2)
+    assert "unparsable verdict" in json.dumps(summary)
+    wrong = posttrain(*arguments[:5], "{endpoint: [", env=environment(tmp_path / "home"), code=2)
+    assert "--judging: the value is no YAML" in wrong
