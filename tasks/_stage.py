@@ -13,7 +13,6 @@ import inspect
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,10 +22,8 @@ from typing import Any, cast
 
 import httpx
 from prefect import get_run_logger, task, unmapped
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
-from prefect.context import TaskRunContext
 from prefect.futures import wait
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, State
@@ -40,10 +37,9 @@ from storage.fingerprints import digest, fingerprint, hashed_part
 from storage.home import home
 from storage.locks import alone
 from storage.tracking import Tracker
+from tasks._shown import progress_of, show_made
 
-PROGRESS_EVERY_S = 5.0
 RETRIES = 3
-SHOWN_INPUTS = 8
 PASSING = (TransientError, ConnectionError, TimeoutError, httpx.TransportError)
 BACKOFF_S = 2
 Arguments = dict[str, Any]
@@ -244,7 +240,7 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
     with alone(call.artifact.id):
         found = commits.committed(call.artifact)
         if found is not None and (not call.forced or found.prefect_task_run_id == task_run.id):
-            _track(call, found, cached=True)
+            _show(call, found, cached=True)
             return cast(
                 State[Artifact], Completed(name="Cached", message=f"{call.artifact.id} exists", data=call.artifact)
             )
@@ -260,7 +256,7 @@ def execute_stage(call: _Call, shards: int) -> Artifact | State[Artifact]:
     if found is not None:
         same = found.content == manifest.content
         get_run_logger().info("%s made again: content %s", call.artifact.id, "identical" if same else "CHANGED")
-    _track(call, manifest, cached=False)
+    _show(call, manifest, cached=False)
     return call.artifact
 
 
@@ -321,61 +317,17 @@ def _attempt(call: _Call, shard: Shard | None = None) -> tuple[commits.Attempt, 
     os.utime(scratch)  # when this attempt began, for whoever looks at what was left
     log = get_run_logger()
     attempt = commits.Attempt(datetime.now(UTC), scratch, flow_run.id, task_run.id)
-    return attempt, StageContext(scratch, log, _progress(call.recipe.step, log), call.run.iteration)
+    return attempt, StageContext(scratch, log, progress_of(call.recipe.step, log), call.run.iteration)
 
 
 def _scratch(call: _Call) -> Path:
     return home() / "scratch" / call.artifact.id / call.recipe.work
 
 
-def _progress(step: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> Callable[[int, int, str], None]:
-    """A callback `progress(done, total, what)` that logs and updates a bar in Prefect, a few times a minute."""
-    last = time.monotonic()
-    bar: list[Any] = []
-
-    def progress(done: int, total: int, label: str) -> None:
-        nonlocal last
-        if time.monotonic() - last < PROGRESS_EVERY_S:
-            return
-        last = time.monotonic()
-        share = 100.0 * done / max(total, 1)
-        log.info("%s: %d of %d %s (%.0f %%)", step, done, total, label, share)
-        if TaskRunContext.get() is None:
-            return
-        try:
-            if not bar:
-                bar.append(create_progress_artifact(progress=share, description=f"{step}: {label}"))
-            else:
-                update_progress_artifact(bar[0], progress=share)
-        except httpx.HTTPError as error:
-            log.warning("%s: Prefect didn't take the progress (%s)", step, error)
-
-    return progress
-
-
-def _track(call: _Call, manifest: Manifest, *, cached: bool) -> None:
-    """Tell MLflow and Prefect what this step made; the manifest holds the same, so nothing hangs on it."""
-    run, step, log = call.run, call.recipe.step, get_run_logger()
-    # The report reads a whole campaign: that many inputs would drown what a reader looks for.
-    inputs = dict(list(_artifacts(call.arguments).items())[:SHOWN_INPUTS])
-    seconds = f"{manifest.duration_s:.1f} s"
-    log.info("%s: %s %s, %d rows", step, "cached" if cached else f"made in {seconds},", call.artifact.id, manifest.rows)
-    run_url = ""
-    if run.tracker and run.mlflow_run_id:
-        run_url = run.tracker.url(run.mlflow_run_id)
-        trouble = run.tracker.log_stage(run.mlflow_run_id, call.artifact, manifest, step, inputs)
-        if trouble:
-            log.warning("%s: MLflow didn't take it (%s); the next launch logs it again", step, trouble)
-    lines = [
-        f"**{call.artifact.id}** {'found (cached)' if cached else f'made in {seconds}'}, {manifest.rows} rows",
-        f"`{call.artifact.uri}`",
-        "| input | artifact |\n|---|---|\n" + "\n".join(f"| {name} | `{a.id}` |" for name, a in inputs.items()),
-        f"[MLflow run]({run_url})" if run_url else "",
-    ]
-    try:
-        create_markdown_artifact("\n\n".join(lines), key=step.replace("_", "-"), description=call.artifact.id)
-    except httpx.HTTPError as error:
-        log.warning("%s: Prefect didn't take the artifact's page (%s)", step, error)
+def _show(call: _Call, manifest: Manifest, *, cached: bool) -> None:
+    run = call.run
+    inputs = _artifacts(call.arguments)
+    show_made(call.artifact, manifest, call.recipe.step, inputs, run.tracker, run.mlflow_run_id, cached=cached)
 
 
 def _artifacts(arguments: Arguments) -> dict[str, Artifact]:
