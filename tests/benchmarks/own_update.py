@@ -1,7 +1,8 @@
 """Our side of the update benchmark: `python own_update.py JOB.json` prints what it measured as JSON.
 
 The call is that of the stage `policy_update`. Timed is from the start of the first optimizer step to the end of the
-last one, checkpoints included; loading the model isn't, nor the parity gate, which TRL has no counterpart of.
+last one, checkpoints included; loading the model isn't, nor the parity gate, which TRL has no counterpart of, nor the
+products between the steps.
 """
 
 import json
@@ -12,25 +13,45 @@ import tempfile
 import time
 from pathlib import Path
 
-SIDE, PRODUCTS = 4096, 5
+SIDE, PRODUCTS = 4096, 2
 
 
-def product_rate(dtype: str) -> float:
-    """FLOP/s of a plain product of two square matrices, the best of several."""
-    import torch
+class Stopwatch:
+    """Times an update's optimizer steps, and between them the machine's plain product of two square matrices.
 
-    left, right = (torch.randn(SIDE, SIDE).to(getattr(torch, dtype)) for _ in range(2))
-    product = left @ right.T
-    best = float("inf")
-    for _ in range(PRODUCTS):
-        started = time.perf_counter()
-        torch.mm(left, right.T, out=product)
-        best = min(best, time.perf_counter() - started)
-    return 2 * SIDE**3 / best
+    A machine shared with others is faster now and slower then: the two rates may be compared only because each is
+    a mean over the same minutes.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        import torch
+
+        self.left, self.right = (torch.randn(SIDE, SIDE).to(getattr(torch, dtype)) for _ in range(2))
+        self.product = self.left @ self.right.T
+        self.steps = self.product_seconds = 0.0
+        self.products = 0
+        self.started: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        """Takes the place of a progress bar, which is told of the start of every step and of the end."""
+        import torch
+
+        now = time.perf_counter()
+        if self.started is not None:
+            self.steps += now - self.started
+        for _repetition in range(PRODUCTS):
+            torch.mm(self.left, self.right.T, out=self.product)
+        self.products += PRODUCTS
+        self.started = time.perf_counter()
+        self.product_seconds += self.started - now
+
+    def product_rate(self) -> float:
+        """FLOP/s of the products."""
+        return 2 * SIDE**3 * self.products / self.product_seconds
 
 
-def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, list[float]]:
-    """Seconds of the optimizer steps of one whole update, and the norm of each step's gradient."""
+def update(trajectories: Path, job: dict, optimizer_steps: int, watch: Stopwatch) -> list[float]:
+    """One whole update under a watch; returns the norm of each step's gradient."""
     import polars as pl
 
     from tasks.policy_update.config import LoraConfig, ParityConfig, PolicyUpdateConfig
@@ -45,7 +66,6 @@ def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, 
         parity=ParityConfig(enabled=False),
         device="cpu",
     )
-    marks: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         updated = update_policy(
             Lessons(pl.read_parquet(trajectories)),
@@ -53,27 +73,31 @@ def update(trajectories: Path, job: dict, optimizer_steps: int) -> tuple[float, 
             config,
             seed=0,
             scratch=Path(scratch),
-            progress=lambda *_: marks.append(time.perf_counter()),
+            progress=watch,
         )
     steps = updated.steps.sort("step")
     norms = steps.filter(steps["metric"] == "grad_norm")["value"].to_list()
     if len(norms) != optimizer_steps:
         sys.exit(f"{len(norms)} optimizer steps were made, expected {optimizer_steps}")
-    return marks[-1] - marks[0], norms
+    return norms
 
 
 def main(path: str) -> None:
-    """One step on the first rows to warm up, then whole updates, with the machine's best product before and after."""
+    """One step on the first rows to warm up, then whole updates."""
     job = json.loads(Path(path).read_text())
     from tasks._devices import choose_dtype
 
     dtype = choose_dtype("auto", "cpu")
-    products = [product_rate(dtype)]
-    _, norms = update(Path(job["first"]), job, 1)
-    seconds = [update(Path(job["trajectories"]), job, job["optimizer_steps"])[0] for _ in range(job["repetitions"])]
-    products.append(product_rate(dtype))
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    measured = {"seconds": seconds, "grad_norm": norms[0], "peak_bytes": peak_bytes, "product_rate": max(products)}
+    norms = update(Path(job["first"]), job, 1, Stopwatch(dtype))
+    watches = [Stopwatch(dtype) for _ in range(job["repetitions"])]
+    for watch in watches:
+        update(Path(job["trajectories"]), job, job["optimizer_steps"], watch)
+    measured = {
+        "seconds": [watch.steps for watch in watches],
+        "product_rates": [watch.product_rate() for watch in watches],
+        "grad_norm": norms[0],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
     print(json.dumps(measured | {"dtype": dtype, "threads": os.environ.get("OMP_NUM_THREADS")}))
 
 

@@ -20,7 +20,7 @@ from flops import RowGroup, update_flops
 REPOSITORY = Path(__file__).parents[2]
 TRL_ENVIRONMENT = REPOSITORY / ".bench-trl"
 TRL_PACKAGES = ("trl>=1.16,<1.17", "torch>=2.13,<2.14", "transformers>=5.19,<6", "peft>=0.21,<0.22", "datasets>=4,<6")
-PROMPTS, OPTIMIZER_STEPS, REPETITIONS = 16, 4, 2
+PROMPTS, OPTIMIZER_STEPS, REPETITIONS = 16, 4, 3
 PEAK_SHARE_LIMIT, TRL_RATIO_LIMIT, NORM_LIMIT = 0.6, 2.0, 0.05
 RANK, LEARNING_RATE, MAX_TOKENS = 16, 2e-4, 64
 
@@ -125,9 +125,9 @@ def measure(trajectories: pl.DataFrame, base: Path, home: Path) -> list[Line]:
     job = write_job(rows, base, home)
     own = run_child(Path(sys.executable), "own_update.py", job, home)
     seconds = statistics.median(own["seconds"])
-    lines = [
-        _peak_line(f"policy update / {own['dtype']} product, GFLOP/s", shared / seconds, own["product_rate"], True)
-    ]
+    shares = [shared / took / rate for took, rate in zip(own["seconds"], own["product_rates"], strict=True)]
+    product = shared / seconds / statistics.median(shares)
+    lines = [_peak_line(f"policy update / {own['dtype']} product, GFLOP/s", shared / seconds, product, True)]
     python = trl_python()
     if python is None:
         return lines
@@ -138,7 +138,7 @@ def measure(trajectories: pl.DataFrame, base: Path, home: Path) -> list[Line]:
     print(", ".join(f"{_way(way)} {tried:.1f}" for *way, tried in chosen["tried"]))
     peer_seconds = statistics.median(peer["seconds"])
     lines.append(
-        _peak_line(f"TRL's update / {own['dtype']} product, GFLOP/s", single / peer_seconds, own["product_rate"], None)
+        _peak_line(f"TRL's update / {own['dtype']} product, GFLOP/s", single / peer_seconds, product, None)
     )
     return lines + _against_trl(rows, own | {"median": seconds}, peer | {"median": peer_seconds})
 
