@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from storage.errors import StageFailed
 from tasks._maths.metrics import Metric
 from tasks._training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tasks._training.memory import freed_memory_kept
 from tasks._training.parallel import ALONE, World, all_finite, clip_gradients, deal, sum_gradients
 
 Batch = TypeVar("Batch")
@@ -89,6 +90,7 @@ class Surroundings:
 StepMetrics = dict[str, float]
 
 
+@freed_memory_kept()
 def train(
     parameters: dict[str, nn.Parameter], work: Work[Batch], spec: OptimizerSpec, surroundings: Surroundings
 ) -> list[StepMetrics]:

@@ -1,11 +1,42 @@
-"""How much memory this process has needed."""
+"""How much memory this process has needed, and how it gets it."""
 
+import ctypes
+import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+# glibc's malloc.h: the size from which memory is mapped anew each time, and how much may lie free at the top. The
+# first may be 32 MiB at most; what is mapped by default is what has 128 KiB.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAPPED_FROM, KEPT_FREE = 32 * 2**20, 2**31 - 1
+DEFAULT_THRESHOLD = 128 * 2**10
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, memory that tensors free on a CPU stays with the process for the next ones (glibc only).
+
+    By default large blocks go back to the system when they are freed, and every micro-batch pays for fresh pages: a
+    twentieth of an update's time. Afterwards all of it is given back.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+    libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 def peak_memory() -> dict[str, float]:

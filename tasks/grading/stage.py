@@ -20,7 +20,6 @@ from tasks._engines.config import EngineConfig
 from tasks._engines.protocol import ServedModel
 from tasks._serving import served_model
 from tasks._stage import Shard, StageContext, stage
-from tasks._training.heads import score
 from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_graders
 from tasks.grading.asking import Origin, ask
 from tasks.grading.collecting import collect, refuse_fresh
@@ -247,6 +246,8 @@ def settle(
 def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:
     if reward_model is None:
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
+    from tasks._training.heads import score  # loads torch
+
     options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
     with _one_model:

@@ -1,16 +1,17 @@
 """Stage policy_update: trajectories and the policy that sampled them in, the next policy out."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from storage.artifacts import Artifact, Outputs
 from storage.policies import base_of, resolve_policy
 from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
-from tasks.policy_update.policy import ADAPTER, FULL, PolicyFolders
-from tasks.policy_update.processes import update_in_processes
 from tasks.policy_update.rows import check_served, join_replayed
-from tasks.policy_update.update import Lessons, update_policy
+
+if TYPE_CHECKING:
+    from tasks.policy_update.policy import PolicyFolders
 
 
 @stage("policy_update", version=2, extra=dtype_in_use)
@@ -32,6 +33,9 @@ def update(
     by their age in iterations; `preferences` the pairs of objectives on stored pairs; `reference` the reference
     policy, where it isn't the policy itself.
     """
+    from tasks.policy_update.processes import update_in_processes  # loads torch
+    from tasks.policy_update.update import Lessons, update_policy
+
     fresh = trajectories.read("trajectories")
     check_served(fresh, policy.fingerprint)
     aged = [*enumerate(replayed, start=1), *((int(age), artifact) for age, artifact in (late or {}).items())]
@@ -52,6 +56,8 @@ def update(
     )
 
 
-def _folders(policy: Artifact) -> PolicyFolders:
+def _folders(policy: Artifact) -> "PolicyFolders":
+    from tasks.policy_update.policy import ADAPTER, FULL, PolicyFolders
+
     files = resolve_policy(policy)
     return PolicyFolders(files.base, files.full or files.adapter, FULL if files.full else ADAPTER)

@@ -5,7 +5,6 @@ from storage.policies import resolve_policy
 from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.reward_model.config import RewardModelConfig
-from tasks.reward_model.train import train_reward_model
 
 
 @stage("reward_model", version=1, extra=dtype_in_use)
@@ -13,6 +12,8 @@ def train(
     preferences: Artifact, base: Artifact, config: RewardModelConfig, *, seed: int, context: StageContext
 ) -> Outputs:
     """A LoRA adapter and a scalar head on the base model, and how often they agree with held-out pairs."""
+    from tasks.reward_model.train import train_reward_model  # loads torch
+
     trained = train_reward_model(
         preferences.read("preferences"),
         resolve_policy(base).base,

@@ -8,7 +8,6 @@ from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.sft.config import SftConfig
 from tasks.sft.demonstrations import source_digests
-from tasks.sft.train import fine_tune_on_demonstrations
 
 
 def decided_by(config: SftConfig) -> list[Any]:
@@ -19,6 +18,8 @@ def decided_by(config: SftConfig) -> list[Any]:
 @stage("sft", version=1, extra=decided_by)
 def fine_tune(base: Artifact, config: SftConfig, *, seed: int, context: StageContext) -> Outputs:
     """An adapter on the base model, as policy updates make them; rows that can't be taught, with their reasons."""
+    from tasks.sft.train import fine_tune_on_demonstrations  # loads torch
+
     tuned = fine_tune_on_demonstrations(
         resolve_policy(base).base, config, seed=seed, scratch=context.scratch, progress=context.progress
     )

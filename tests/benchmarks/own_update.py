@@ -7,11 +7,12 @@ products between the steps.
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from resident import peak_resident_bytes
 
 SIDE, PRODUCTS = 4096, 2
 
@@ -96,7 +97,7 @@ def main(path: str) -> None:
         "seconds": [watch.steps for watch in watches],
         "product_rates": [watch.product_rate() for watch in watches],
         "grad_norm": norms[0],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_resident_bytes(),
     }
     print(json.dumps(measured | {"dtype": dtype, "threads": os.environ.get("OMP_NUM_THREADS")}))
 

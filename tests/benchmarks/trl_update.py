@@ -7,7 +7,6 @@ micro-batch, and names the fastest; a job with one times whole updates, in a pro
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import pyarrow.parquet
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from resident import peak_resident_bytes
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -151,7 +151,7 @@ def whole_updates(first: list[dict], job: dict) -> dict[str, Any]:
     steps = [rows[start : start + size] for start in range(0, len(rows), size)]
     norm = train([first], job, *job["way"]).norms[0]
     runs = [train(steps, job, *job["way"]) for _ in range(job["repetitions"])]
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_bytes = peak_resident_bytes()
     seconds = [run.ended[-1] - run.started[0] for run in runs]
     return {"seconds": seconds, "grad_norm": norm, "peak_bytes": peak_bytes}
 

@@ -10,7 +10,6 @@ two alike. The target is 50,000 rollouts/s on two cores, so 25,000 in one proces
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import polars as pl
+from resident import peak_resident_bytes
 from update_speed import Line, show
 
 REPOSITORY = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def grade_all(name: str, kind: str, count: int, home: Path) -> dict:
         for part, spent in zip(PARTS, (read - started, made - read, verifying, done - made - verifying), strict=True):
             seconds[part] += spent if first else 0.0
     graded = count - SLICE  # the first slice warms up
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     return {
         "rate": graded / sum(seconds.values()),
         "peak_bytes": peak,

@@ -5,10 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 
-import httpx
 import pytest
+from graders_server import answers
 from pipeline import REPOSITORY, environment
 
 from flows.services.processes import free_port
@@ -78,15 +77,3 @@ def test_the_commands_do_what_they_say(reader):
         assert command[command.index("--grader") + 1].startswith(grader)
         for words in expected:
             assert words in output, output
-
-
-def answers(address: str) -> None:
-    """Waits until the server answers."""
-    for _ in range(100):
-        try:
-            httpx.post(address, json={"samples": []})
-        except httpx.TransportError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the page's server doesn't answer")

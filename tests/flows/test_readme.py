@@ -1,15 +1,24 @@
 """Every command of README.md is run: here, or by the suite that is named."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from graders_server import answers
 from pipeline import REPOSITORY, environment, posttrain, states
 from s3_roots import s3_root
 
+from flows.services.processes import free_port
+
+# The programs that it shows, in their order.
+PROGRAMS = ["my_graders.py", "my_server.py", "my_command.py"]
+PORT = "8123"
 README = (REPOSITORY / "README.md").read_text()
 ELSEWHERE = {
     "make quickstart": "tests/flows/test_quickstart.py, by make test-slow",
@@ -17,6 +26,7 @@ ELSEWHERE = {
     "make check": ".ci/run",
     "make bench": "tests/flows/test_quickstart.py, by make test-slow",
     "make test-slow": "what runs the two of them",
+    "python my_server.py &": "the fixture",
     "posttrain up": "tests/flows/test_deployments.py, on free ports",
     "posttrain down": "tests/flows/test_deployments.py, on free ports",
 }
@@ -39,10 +49,21 @@ def reader(tmp_path_factory, tiny_model, seaweed, prefect_server):
     document["model"]["path"] = str(tiny_model)
     document["rollouts"]["engine"] = {"name": "transformers", "max_model_len": 128}
     (folder / "mine.yaml").write_text(yaml.safe_dump(document))
+    port = str(free_port())
+    for name, content in zip(PROGRAMS, blocks("python"), strict=True):
+        assert f"`{name}`" in README
+        (folder / name).write_text(content.replace(PORT, port))
+    # As after `source .venv/bin/activate`.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         root = s3_root(seaweed, patch)
         patch.chdir(folder)
-        yield {"root": root, "env": environment(folder / "home", PREFECT_API_URL=prefect_server), "folder": folder}
+        env = environment(folder / "home", PREFECT_API_URL=prefect_server, PATH=path)
+        server = subprocess.Popen([sys.executable, "my_server.py"], cwd=folder)
+        answers(f"http://127.0.0.1:{port}/grade")
+        yield {"root": root, "env": env, "folder": folder, "port": port}
+        server.kill()
+        server.wait()
 
 
 def test_every_command_is_run_somewhere():
@@ -56,7 +77,9 @@ def test_the_commands_do_what_they_say(reader):
     for command in COMMANDS:
         if command in ELSEWHERE:
             continue
-        arguments = [part.replace("s3://posttrain/runs", root) for part in shlex.split(command)[1:]]
+        arguments = [
+            part.replace("s3://posttrain/runs", root).replace(PORT, reader["port"]) for part in shlex.split(command)[1:]
+        ]
         if {"POLICY", "ROLLOUT", "ARTIFACT"} & set(arguments):
             steps = states(root, "mine")["00002.json"]["steps"]
             known = {"POLICY": steps["policy_update"], "ARTIFACT": steps["rollouts"], "ROLLOUT": rollout(root, steps)}
