@@ -17,7 +17,7 @@ Prompt = Mapping[str, Any]
 Messages = Sequence[Mapping[str, str]]
 TokenCounter = Callable[[Sequence[Messages]], list[int]]
 """Chats -> tokens of each as the model reads it."""
-SEARCH_S = 2.0
+SEARCH_S = 1.0
 
 
 class Finding(NamedTuple):

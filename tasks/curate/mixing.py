@@ -92,8 +92,8 @@ def domain_counts(sizes: Mapping[str, int], quota: Mapping[str, int | float]) ->
         taken = sum((shares[domain] for domain in above), Fraction(0))
         if above and (taken >= 1 or not below):
             raise InputError(
-                f"curate.quota: {_written(quota)} leaves no prompt: the domains are {dict(sizes)} and the shares of "
-                f"{sorted(above)} can't make a whole; raise them, or give prompts instead of shares"
+                f"curate.quota: {_written(quota)} leaves no prompt: the shares of its {len(above)} domains "
+                f"make {float(taken):g} and no other has a prompt; raise them to 1, or limit by whole numbers"
             )
         total = below / (1 - taken)
         more = {domain for domain in shares.keys() - above if counts[domain] > shares[domain] * total}
