@@ -3,6 +3,7 @@
 from prefect import flow, get_run_logger
 
 from flows.config import RunConfig
+from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
 from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
@@ -13,7 +14,6 @@ from storage.policies import base_of, register_base
 from storage.tracking import open_tracker
 from tasks._engines import pool as engines
 from tasks._stage import RunContext
-from tasks.curate.stage import curate
 from tasks.evaluation.stage import evaluate
 from tasks.filtering.stage import filter_rollouts
 from tasks.grading.config import GradingConfig
@@ -50,7 +50,7 @@ def iteration(state: State, config: RunConfig, launch: LaunchContext | None = No
 
 def _iterate(state: State, config: RunConfig, launch: LaunchContext) -> State:
     with tracked_iteration(launch, config, state.iteration + 1, force=frozenset(), stop_after=None) as run:
-        pool = curate(config=config.curate, seed=config.seed)
+        pool = make_pool(config, run.root)
         after = take_steps(state, config, run, pool)
         committed = Campaign(run.root, config.campaign).commit(after.model_copy(update={"launch_id": launch.launch_id}))
     publish(committed, launch)
@@ -156,7 +156,7 @@ def score_held_out(
 def first_state(config: RunConfig, launch: LaunchContext) -> State:
     """Make and commit the state before the first iteration."""
     with tracked_iteration(launch, config, FIRST, force=frozenset(), stop_after=None) as run:
-        state = take_first_steps(config, run, curate(config=config.curate, seed=config.seed))
+        state = take_first_steps(config, run, make_pool(config, run.root))
         return Campaign(run.root, config.campaign).commit(state.model_copy(update={"launch_id": launch.launch_id}))
 
 

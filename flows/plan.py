@@ -19,6 +19,9 @@ def check_inputs(config: RunConfig) -> None:
     for model in config.grading.local_models.values():
         if model != CHAMPION:
             find_base(model)
+    for expansion in config.curate.expansions().values():
+        if expansion.expand.model is not None:
+            find_base(expansion.expand.model)
     check_iterations(config.grading)
     check_sources(config.curate)
     check_graders(
@@ -43,6 +46,10 @@ def print_plan(config: RunConfig, console: Console) -> None:
     if config.sft is not None:
         sources = ", ".join(source.path for source in config.sft.sources)
         console.print(f"before the first iteration: sft on {sources}, {config.sft.epochs} epochs")
+    for position, expansion in config.curate.expansions().items():
+        asked, writer = expansion.expand, expansion.expand.model or config.model.path
+        most = asked.max_rounds * asked.requests_per_round
+        console.print(f"before curate: expand-{position}, {asked.prompts} prompts by {writer}, at most {most} requests")
     table = Table("stage", "in every iteration", title=f"{todo} iterations to run")
     for name, what in [
         ("select", f"{config.select.prompts_per_iteration} prompts x {config.select.samples_per_prompt} samples"),

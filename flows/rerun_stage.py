@@ -5,16 +5,16 @@ import re
 from prefect import flow, get_run_logger
 
 from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, parse_config
+from flows.inputs import make_pool
 from flows.iteration import take_first_steps, take_steps
 from flows.launches import launched, shard_runner, tracked_iteration
-from flows.steps import FIRST, committed_state
+from flows.steps import EXPAND, FIRST, committed_state
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
 from storage.lineage import downstream
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter
-from tasks.curate.stage import curate
 
 
 @flow(
@@ -52,10 +52,10 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
 
 def _steps_until(stage: str, place: Campaign, done: State | None, config: RunConfig, run: RunContext) -> Artifact:
     try:
-        if done is not None and stage != "curate":
+        if done is not None and stage != "curate" and not EXPAND.fullmatch(stage):
             prompts = Artifact.at(place.root, done.steps["curate"])
         else:
-            prompts = curate(config=config.curate, seed=config.seed)
+            prompts = make_pool(config, run.root)
         if run.iteration == FIRST:
             take_first_steps(config, run, prompts)
         else:

@@ -12,6 +12,8 @@ FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", 
 # `slow-grading` to `late-filtering-1` are steps where graders are slow; `late-rewards-2` and `late-filtering-2` are
 # those of the rollouts that were sampled two iterations before, and so on.
 LATE = re.compile(r"late-(rewards|filtering)-[1-9]\d*")
+# `expand-2` is the step that writes prompts for curate.sources.2, where that source has expand.
+EXPAND = re.compile(r"expand-\d+")
 STEPS = (
     "curate",
     "select",
@@ -36,7 +38,8 @@ def committed_state(place: Campaign, iteration: int, stage: str) -> State | None
     Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
     steps = FIRST_STEPS if iteration == FIRST else STEPS
-    if stage not in steps and (iteration == FIRST or not LATE.fullmatch(stage)):
+    late = iteration != FIRST and LATE.fullmatch(stage)
+    if stage not in steps and not late and not EXPAND.fullmatch(stage):
         raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
     place.launch()
     known = place.iterations()

@@ -60,6 +60,20 @@ class RejectedRow(dy.Schema):
     expected = dy.String(nullable=True)
 
 
+class ExpandedPrompt(dy.Schema):
+    """An instruction that a model wrote after the pattern of others."""
+
+    position = dy.Int32(min=0, primary_key=True)
+    text = _identifier()
+    policy_id = _identifier(description="fingerprint of the model that wrote it")
+    seeds = dy.List(dy.String(), description="where the prompts came from that it was shown")
+    round = dy.Int32(min=0)
+    request = dy.Int32(min=0, description="within the round")
+    item = dy.Int32(min=1, description="within the answer")
+    similarity = dy.Float64(min=0, max=1, description="ROUGE-L F to the nearest prompt before it")
+    nearest = dy.String(nullable=True, description="where that came from; null where no word is shared")
+
+
 class BatchEntry(dy.Schema):
     """A prompt of this iteration and how many samples it gets."""
 
@@ -286,6 +300,7 @@ class ScoredPair(dy.Schema):
 RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
+    "expanded": ExpandedPrompt,
     "batch": BatchEntry,
     "prompt_history": PromptUse,
     "rollouts": Rollout,

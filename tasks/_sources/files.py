@@ -13,8 +13,8 @@ from fsspec import AbstractFileSystem
 
 from storage.errors import InputError, StoreUnreachable
 
-Format = Literal["parquet", "jsonl", "arrow"]
-FormatOrAuto = Literal["auto", "parquet", "jsonl", "arrow"]
+Format = Literal["parquet", "jsonl", "arrow", "csv", "text"]
+FormatOrAuto = Literal["auto", "parquet", "jsonl", "arrow", "csv", "text"]
 ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -23,7 +23,13 @@ ENDINGS: dict[str, Format] = {
     ".json.gz": "jsonl",
     ".ndjson": "jsonl",
     ".arrow": "arrow",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
 }
+# Texts are read where the source's format says so: beside data such files are notes.
+TEXT_ENDINGS = (".txt", ".md")
 BLOCK_BYTES = 1 << 20
 S3_ENVIRONMENT = {
     "endpoint_url": "AWS_ENDPOINT_URL",
@@ -84,14 +90,15 @@ def locate(path: str) -> tuple[AbstractFileSystem, str]:
 def source_files(given: str, file_format: FormatOrAuto = "auto") -> list[SourceFile]:
     """The files that a source's path means, in a fixed order; format `auto` goes by their endings.
 
-    A folder is searched for files with a known ending; a folder that Hugging Face `datasets` saved gives the
+    A folder is searched for files with a known ending (format `text`: .txt and .md); what `datasets` saved gives the
     files that its `state.json` names. Raises `InputError` when nothing is there or a format can't be told.
     """
+    endings = TEXT_ENDINGS if file_format == "text" else tuple(ENDINGS)
     with store_errors(given):
         filesystem, path = locate(given)
-        paths = _expand(filesystem, path, given)
+        paths = _expand(filesystem, path, given, endings)
     if not paths:
-        raise InputError(f"{given}: found no file; expected a file, folder or glob of {', '.join(ENDINGS)}")
+        raise InputError(f"{given}: found no file; expected a file, folder or glob of {', '.join(endings)}")
     return [_source_file(filesystem, found, _name(given, path, found), file_format) for found in paths]
 
 
@@ -113,7 +120,7 @@ def file_digests(given: str, file_format: FormatOrAuto = "auto") -> list[str]:
     return [file_digest(file.filesystem, file.path, file.name) for file in source_files(given, file_format)]
 
 
-def _expand(filesystem: AbstractFileSystem, path: str, given: str) -> list[str]:
+def _expand(filesystem: AbstractFileSystem, path: str, given: str, endings: tuple[str, ...]) -> list[str]:
     if any(character in path for character in "*?["):
         return sorted(filesystem.glob(path))
     if not filesystem.isdir(path):
@@ -124,7 +131,7 @@ def _expand(filesystem: AbstractFileSystem, path: str, given: str) -> list[str]:
     if filesystem.exists(f"{path}/state.json"):
         state = json.loads(filesystem.cat_file(f"{path}/state.json"))
         return [f"{path}/{part['filename']}" for part in state["_data_files"]]
-    return sorted(found for found in filesystem.find(path) if found.endswith(tuple(ENDINGS)))
+    return sorted(found for found in filesystem.find(path) if found.endswith(endings))
 
 
 def _missing(given: str) -> list[str]:

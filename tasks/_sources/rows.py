@@ -45,6 +45,11 @@ def excerpt(value: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def missing_column(name: str, column: str, present: list[str]) -> str:
+    """What is told of a file without a column that the configuration names."""
+    return f"{name}: has no column {column!r}; it has {', '.join(present)}; correct the source's field names"
+
+
 def rejected_frame(rejections: list[Rejection]) -> pl.DataFrame:
     """The rejections as a `RejectedRow` frame, in their order."""
     rows = [asdict(rejection) | {"source": f"{rejection.source}:{rejection.row}"} for rejection in rejections]

@@ -6,16 +6,16 @@ from typing import Any, Protocol
 from storage.errors import InputError
 from storage.plugins import import_named
 from tasks._sources.rows import Rejection, Row
-from tasks.curate import haiku, reasoning
+from tasks.curate import haiku, reasoning, template
 
 
 class Generator(Protocol):
     """Makes prompts. A module with these names is one.
 
     Its rows have the fields `messages` and, optionally, `answer`, `tags` and `verifier_params`, what the verifier
-    needs to know of this prompt. `VERSION` is raised when the same
-    parameters and files should give other rows. `PATHS` names the parameters that are paths: their files'
-    digests stand for them in the fingerprint.
+    needs to know of this prompt. `VERIFIER` is empty where only the source can name one. `VERSION` is raised when
+    the same parameters and files should give other rows. `PATHS` names the parameters that are paths, or mappings
+    to paths: their files' digests stand for them in the fingerprint.
     """
 
     DOMAIN: str
@@ -27,13 +27,13 @@ class Generator(Protocol):
         """The prompts, in an order that follows from the parameters and the seed alone."""
 
     def digests(self, params: dict[str, Any]) -> dict[str, str]:
-        """File -> content digest of what the generator reads, in the order of `PATHS`.
+        """File -> content digest of what the generator reads, in an order that the parameters decide.
 
         Raises `InputError` for wrong parameters.
         """
 
 
-GENERATORS: dict[str, Generator] = {"haiku": haiku, "reasoning_gym": reasoning}
+GENERATORS: dict[str, Generator] = {"haiku": haiku, "reasoning_gym": reasoning, "template": template}
 REQUIRED = ("DOMAIN", "VERIFIER", "VERSION", "PATHS", "rows", "digests")
 
 

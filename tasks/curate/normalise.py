@@ -16,9 +16,10 @@ def prompt_of_row(row: Row, source: SourceConfig) -> dict[str, Any] | Rejection:
         messages = _messages(row, source)
         answer = _answer(row, source)
         own_params = _own_params(row, source)
+        domain = _domain(row, source)
     except UnusableField as wrong:
         return wrong.at(row)
-    name, params, domain = _verifier_and_domain(source, row)
+    name, params = _verifier(source, row)
     verifier = {"name": name, "params": json.dumps(params | own_params, sort_keys=True)}
     return {
         "prompt_id": digest([messages, verifier]),
@@ -26,7 +27,7 @@ def prompt_of_row(row: Row, source: SourceConfig) -> dict[str, Any] | Rejection:
         "answer": answer,
         "verifier": verifier,
         "domain": domain,
-        "tags": [*source.tags, *row.fields.get("tags", [])] if source.generator else source.tags,
+        "tags": [*source.tags, *row.fields.get("tags", [])] if source.path is None else source.tags,
         "source": f"{row.source}:{row.row}",
         "rubric": None,
     }
@@ -45,7 +46,7 @@ def _messages(row: Row, source: SourceConfig) -> list[dict[str, str]]:
 
 
 def _answer(row: Row, source: SourceConfig) -> str | None:
-    if source.generator is not None:
+    if source.path is None:
         return row.fields.get("answer")
     if source.answer_field is None:
         return None
@@ -80,12 +81,15 @@ def _chat(value: object, field: str) -> list[dict[str, str]]:
     return messages
 
 
-def _verifier_and_domain(source: SourceConfig, row: Row) -> tuple[str, dict[str, Any], str]:
-    if source.generator is None:
-        assert source.verifier is not None
-        return source.verifier.name, source.verifier.params, source.domain or "general"
-    generator = resolve_generator(source.generator)
-    domain = source.domain or generator.DOMAIN
+def _domain(row: Row, source: SourceConfig) -> str:
+    if source.domain_field is not None:
+        return normal_text(present(row, source.domain_field), source.domain_field)
+    own = resolve_generator(source.generator).DOMAIN if source.generator else "general"
+    return source.domain or own
+
+
+def _verifier(source: SourceConfig, row: Row) -> tuple[str, dict[str, Any]]:
     if source.verifier is not None:
-        return source.verifier.name, source.verifier.params, domain
-    return generator.VERIFIER, row.fields.get("verifier_params", {}), domain
+        return source.verifier.name, source.verifier.params
+    assert source.generator is not None
+    return resolve_generator(source.generator).VERIFIER, row.fields.get("verifier_params", {})

@@ -187,7 +187,7 @@ def test_a_missing_column_lists_those_that_exist(tmp_path):
         ("rows.parquet", b"PAR1 and then nothing", "not a readable parquet file"),
         ("rows.jsonl.gz", b"not gzip", "not a readable jsonl file"),
         ("rows.jsonl", b'[{"question": "a"}]', "holds a JSON array; expected JSON Lines"),
-        ("rows.csv", b"question\n", "can't tell its format"),
+        ("rows.xlsx", b"question\n", "can't tell its format"),
         ("rows.jsonl", b"", "the prompt set is empty"),
     ],
 )
