@@ -68,7 +68,8 @@ def refit(points: Mapping[int, Run]) -> Frontier:
     if len(usable) < FEWEST_SIZES:
         raise ValueError(f"{len(usable)} group sizes with {FEWEST_RECORDS} points each, expected {FEWEST_SIZES}")
     curves = {samples: fit_sigmoid(x, reward) for samples, (x, reward) in usable.items()}
-    low, high = min(x.min() for x, _ in usable.values()), max(x.max() for x, _ in usable.values())
+    low = min(float(x.min()) for x, _ in usable.values())
+    high = max(float(x.max()) for x, _ in usable.values())
     grid = np.linspace(low, high, GRID)
     heights = np.full((len(curves), GRID), -np.inf)
     for row, (samples, curve) in enumerate(curves.items()):

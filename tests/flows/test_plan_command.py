@@ -239,19 +239,19 @@ def test_n_is_fitted_to_the_campaigns_in_mlflow(folder):
     path.write_text(json.dumps(file))
     with pytest.raises(InputError, match=r"needs 3 values of select.samples_per_prompt .* found none"):
         invoke(str(path), "--rollouts", "2000", "--refit")
-    curves = {8: Sigmoid(0.3, 4, 3.0, 0.1), 16: Sigmoid(0.5, 4, 3.4, 0.1), 32: Sigmoid(0.7, 4, 3.8, 0.1)}
+    curves = {8: Sigmoid(0.3, 4, 3.4, 0.1), 16: Sigmoid(0.5, 4, 3.7, 0.1), 32: Sigmoid(0.8, 4, 4.0, 0.1)}
     for samples, curve in curves.items():
-        for k in range(1, 9):
+        for k in range(1, 6):
             params = {"model": {"path": "model"}, "select": {"samples_per_prompt": samples}}
             tags = {"posttrain.campaign": f"n{samples}", "posttrain.iteration": str(k)}
             run = tracker.start_run(f"{samples} {k}", parent=None, config=params, tags=tags, note="")
-            tracker.log_metrics(run, "rollouts", {"rollouts": 1500.0}, k)
-            tracker.log_metrics(run, "evaluation", {"mean_score": float(curve(np.log10(1500 * k)))}, k)
-    assert len(tracked_rows(tracker.iteration_runs(), "model")) == 24
+            tracker.log_metrics(run, "rollouts", {"rollouts": 2400.0}, k)
+            tracker.log_metrics(run, "evaluation", {"mean_score": float(curve(np.log10(2400 * k)))}, k)
+    assert len(tracked_rows(tracker.iteration_runs(), "model")) == 15
     assert tracked_rows(tracker.iteration_runs(), "another") == []
     found = document(str(path), "--rollouts", "12000", "--refit")
     assert found["fits"][-1]["label"] == "your own runs, n of 8, 16, 32" and found["allocation"]["samples"] == 32
-    early = document(str(path), "--rollouts", "1500", "--refit")
+    early = document(str(path), "--rollouts", "2400", "--refit")
     assert early["fits"][-1]["samples"] < found["fits"][-1]["samples"]
     assert "your own fit covers" in document(str(path), "--rollouts", "120000", "--refit")["warnings"][0]
 
