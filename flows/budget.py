@@ -103,7 +103,7 @@ def plan_budget(
         rates=learning_rates(allocation.rollouts_per_update),
         informative=_informative(rates, allocation.samples),
         pass_rate=rates.mean if rates else None,
-        pass_rate_source=rates.source if rates else "unknown: no graded rollouts that pass or fail",
+        pass_rate_source=rates.source if rates else "unknown: no campaign with rollouts that pass or fail",
         tokens=rollouts * tokens_each if tokens_each else None,
         hours=hours,
         usd=hours * request.usd_per_hour if hours is not None and request.usd_per_hour else None,
@@ -202,7 +202,7 @@ def _batch_warnings(allocation: Allocation) -> list[str]:
             "small batches are unstable"
         )
     if allocation.updates < FEWEST_UPDATES:
-        said.append(f"{allocation.updates} updates are few: expect to see that it runs, not what it can reach")
+        said.append(f"few updates ({allocation.updates}): expect to see that it runs, not what it can reach")
     return said
 
 

@@ -194,7 +194,7 @@ def _informative_table(budget: Budget) -> Table:
 
 def _range(band: Any) -> str:
     if band is BANDS[0]:
-        return f"below {band.high:,}"
+        return f"below {BANDS[1].low:,}"
     return f"above {band.low:,}" if band is BANDS[-1] else f"{band.low:,} to {band.high:,}"
 
 

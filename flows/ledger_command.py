@@ -86,7 +86,7 @@ def examples(filtering: Artifact, rule: str, limit: int) -> list[dict[str, Any]]
             known = pl.concat(scans).filter(pl.col("rollout_id").is_in(wanted)).collect(engine="streaming")
             rows = rows.join(known.unique("rollout_id"), on="rollout_id", how="left", maintain_order="left")
     prompts = _prompts(filtering, rows)
-    return [{**row, "prompt": prompts.get(row.get("prompt_id"))} for row in rows.to_dicts()]
+    return [{**row, "prompt": prompts.get(row.get("prompt_id") or "")} for row in rows.to_dicts()]
 
 
 def _filtering(root: str, campaign: str, iteration: int | None) -> tuple[int, Artifact]:

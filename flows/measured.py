@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def _scans(root: str, state: State, stage: str, table: str, columns: list[str]) 
     return [each.scan(table).select(columns) for each in found if table in each.manifest.tables]
 
 
-def campaign_runs(rows: list[Mapping[str, Any]]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+def campaign_runs(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
     """Samples per prompt -> its campaigns as (rollouts so far, held-out score), from a tracker's rows.
 
     A row is an iteration: `campaign`, `iteration`, `samples`, `rollouts`, `score`. Of several rows of an iteration
@@ -152,7 +152,7 @@ def campaign_runs(rows: list[Mapping[str, Any]]) -> dict[int, list[tuple[np.ndar
     return dict(runs)
 
 
-def tracked_rows(runs: list[Mapping[str, Any]], model: str) -> list[dict[str, Any]]:
+def tracked_rows(runs: Sequence[Mapping[str, Any]], model: str) -> list[dict[str, Any]]:
     """The rows of `campaign_runs` among a tracker's runs: those of that base model that have a held-out score."""
     return [
         {

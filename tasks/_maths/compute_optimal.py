@@ -80,7 +80,7 @@ class Band(NamedTuple):
 
 
 BANDS = (
-    Band("trial", 0, 1_000, "seeing that everything works; too little to learn from"),
+    Band("trial", 0, 999, "seeing that everything works; too little to learn from"),
     Band("small", 1_000, 20_000, "experiments and ablations: probing a reward model, shaping a behaviour"),
     Band("middle", 20_000, 100_000, "midsize updates: enough coverage to learn without collapse, as a rule of thumb"),
     Band("large", 100_000, 1_000_000, "general tuning at the frontier, or the redundancy that a noisy reward needs"),
@@ -89,8 +89,8 @@ BANDS = (
 
 
 def band_of(rollouts: float) -> Band:
-    """The band that a budget falls into; its lower end belongs to it."""
-    return next(band for band in BANDS if band.low <= rollouts < band.high)
+    """The band that a budget falls into; its upper end belongs to it."""
+    return next(band for band in BANDS if rollouts <= band.high)
 
 
 @dataclass(frozen=True)

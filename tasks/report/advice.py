@@ -17,6 +17,8 @@ GAIN_SEEN = 0.02
 TOO_EASY, TOO_HARD = 0.25 / 3, 0.5 / 3
 # Proxy reward models order 60 to 75 % of held-out pairs as people did (arXiv 2310.02743).
 PROXY_ACCURACY = 0.60
+# Of fewer pairs the accuracy is known to no better than 9 points.
+FEWEST_PAIRS = 30
 # Above a tenth truncated precedes instability, below a twentieth is where to stay (arXiv 2510.13786).
 TRUNCATED, UNSTABLE = 0.05, 0.10
 Rows = Sequence[Mapping[str, Any]]
@@ -74,7 +76,7 @@ def too_easy(evidence: Evidence) -> Advice | None:
     return Advice(
         "prompts are too easy",
         f"{share:.0%} of the groups have nothing but good rollouts, above {TOO_EASY:.0%}",
-        "retire prompts that are solved (select.retire), or add harder ones",
+        "retire prompts that are solved (select.retire_from), or add harder ones",
     )
 
 
@@ -92,12 +94,14 @@ def too_hard(evidence: Evidence) -> Advice | None:
 
 def reward_model(evidence: Evidence) -> Advice | None:
     """A reward model that orders held-out pairs badly, or a reward that rises while the held-out score doesn't."""
-    accuracies = [row["heldout_accuracy"] for row in evidence.reward_models if "heldout_accuracy" in row]
-    if not accuracies:
+    judged = [row for row in evidence.reward_models if "heldout_accuracy" in row]
+    if not judged:
         return None
+    newest = judged[-1]
+    accuracy, pairs = newest["heldout_accuracy"], newest.get("heldout_pairs", FEWEST_PAIRS)
     more = "collect preferences on recent rollouts and train it again, or give it less weight"
-    if accuracies[-1] < PROXY_ACCURACY:
-        found = f"it orders {accuracies[-1]:.0%} of the held-out pairs rightly, below {PROXY_ACCURACY:.0%}"
+    if pairs >= FEWEST_PAIRS and newest.get("heldout_accuracy_high", accuracy) < PROXY_ACCURACY:
+        found = f"it orders {accuracy:.0%} of the held-out pairs rightly, below {PROXY_ACCURACY:.0%}"
         return Advice("the reward model is the bottleneck", found, more)
     reward = _trend(evidence.rewards, "reward_mean")
     score = _trend(evidence.evaluations, "mean_score")

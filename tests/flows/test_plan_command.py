@@ -181,7 +181,9 @@ def test_a_campaign_tells_speed_pass_rates_and_advice(folder):
 def test_rewards_between_pass_and_fail_leave_the_pass_rate_unknown(folder):
     root = str(folder / "root")
     assert pass_rates(committed(root, folder / "scratch", [0.5] * 8)) is None
-    assert "unknown: no graded rollouts that pass or fail" in invoke("nightly", "--rollouts", "99", "--root", root)
+    assert "unknown: no campaign with rollouts that pass or fail" in invoke(
+        "nightly", "--rollouts", "99", "--root", root
+    )
 
 
 def test_a_run_file_means_its_campaign(folder):

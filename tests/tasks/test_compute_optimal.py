@@ -137,6 +137,7 @@ def test_ceilings_of_other_models_are_of_easy_prompts():
 
 
 def test_bands_join_without_gaps():
-    assert [band.low for band in BANDS[1:]] == [band.high for band in BANDS[:-1]]
-    names = {10: "trial", 1_000: "small", 19_999: "small", 20_000: "middle", 160_000: "large", 1_000_000: "beyond"}
+    assert [band.low for band in BANDS[2:]] == [band.high for band in BANDS[1:-1]]
+    names = {999: "trial", 1_000: "small", 20_000: "small", 20_001: "middle", 160_000: "large", 1_000_000: "large"}
     assert {rollouts: band_of(rollouts).name for rollouts in names} == names
+    assert band_of(1_000_001).name == "beyond"

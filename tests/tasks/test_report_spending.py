@@ -230,6 +230,15 @@ def test_without_a_reward_model_none_is_blamed():
     assert advise(evidence(reward_models=[], evaluations=flat)) == []
 
 
+def test_few_pairs_and_a_wide_interval_blame_no_reward_model():
+    few = {"heldout_accuracy": 0.4, "heldout_accuracy_high": 0.5, "heldout_pairs": 29}
+    wide = {"heldout_accuracy": 0.55, "heldout_accuracy_high": 0.65, "heldout_pairs": 200}
+    for model in (few, wide):
+        assert advise(evidence(reward_models=[model])) == []
+    [advice] = advise(evidence(reward_models=[few | {"heldout_pairs": 30}]))
+    assert "40% of the held-out pairs" in advice.found
+
+
 def test_old_iterations_are_forgotten():
     bad, good = {"groups": 10, "even_high": 0, "even_low": 9}, {"groups": 10, "even_high": 0, "even_low": 1}
     assert advise(evidence(spending=[bad] * 5 + [good] * 3)) == []
