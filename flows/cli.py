@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows import grade_command, inspect_commands
+from flows import budget_command, grade_command, inspect_commands, ledger_command
 from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, load_config
 from flows.environment import embedded
 from flows.steps import committed_state
@@ -24,6 +24,8 @@ DONE, BAD_INPUT, STAGE_FAILED, CONFLICT = 0, 2, 3, 4
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 inspect_commands.register(app)
 grade_command.register(app)
+budget_command.register(app)
+ledger_command.register(app)
 console = Console()
 errors = Console(stderr=True)
 

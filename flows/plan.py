@@ -3,7 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
+from flows.budget import Request, plan_budget
+from flows.budget_command import print_budget
 from flows.config import RunConfig
+from flows.measured import pass_rates, pool_size, throughput
 from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
@@ -75,3 +78,20 @@ def print_plan(config: RunConfig, console: Console) -> None:
     for warning in config.warnings():
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")
+    console.print()
+    print_budget_of(config, max(target, 1) * rollouts, console)
+
+
+def print_budget_of(config: RunConfig, rollouts: int, console: Console) -> None:
+    """What the file's budget buys by the fits, and what the file takes instead."""
+    campaign = Campaign(config.resolved_root(), config.campaign)
+    request = Request(rollouts=float(rollouts), pool=pool_size(campaign))
+    print_budget(plan_budget(request, throughput(campaign), pass_rates(campaign)), console)
+    select, update = config.select, config.policy_update
+    batch = select.prompts_per_iteration / update.optimizer_steps
+    console.print(
+        f"this file takes {select.samples_per_prompt} samples x {batch:g} prompts per optimizer step, learning rate "
+        f"{update.rate:g} ({update.parameters})",
+        highlight=False,
+        soft_wrap=True,
+    )

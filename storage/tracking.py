@@ -26,6 +26,7 @@ PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 NOTE_TAG = "mlflow.note.content"
 MAX_PARAM_CHARS = 6000
+PAGE_RUNS = 500
 DEFAULT_UI = "http://127.0.0.1:5000"
 
 
@@ -193,6 +194,25 @@ class Tracker:
             if version.tags.get("posttrain.artifact") == policy.id:
                 return str(version.version)
         return None
+
+    def iteration_runs(self) -> list[dict[str, Any]]:
+        """The runs of iterations in the experiment, the newest first: `campaign`, `iteration`, `params`, `metrics`.
+
+        A metric's value is its last. Raises `InputError` when MLflow doesn't answer.
+        """
+        found: list[dict[str, Any]] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id], "tags.`posttrain.iteration` != ''", max_results=PAGE_RUNS, page_token=token
+            )
+            for run in page:
+                tags = run.data.tags
+                labels = {"campaign": tags["posttrain.campaign"], "iteration": int(tags["posttrain.iteration"])}
+                found.append({**labels, "params": dict(run.data.params), "metrics": dict(run.data.metrics)})
+            token = page.token
+            if not token:
+                return found
 
     def url(self, run_id: str) -> str:
         """Where a browser shows the run: at the server, or where `posttrain up` serves the SQLite file."""

@@ -1,34 +1,23 @@
 """From frames and numbers to Plotly figures: plain dictionaries of traces and a layout, no colours of a theme."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import polars as pl
 
 from tasks.report.gather import Content, metric_names
+from tasks.report.plotting import (
+    PALETTE,
+    Figure,
+    Rows,
+    bars,
+    between,
+    figure_spec,
+    finite,
+    histogram_figure,
+    iteration_axis,
+)
+from tasks.report.spending_figures import spending_figures
 
-PALETTE = ("#4c78d8", "#ef9b20", "#e0554f", "#3aa389", "#8f62d1", "#d6709f", "#7d8a99", "#9c6b4e", "#5aa9e6", "#a3b01e")
-FIRST_COLOUR, LAST_COLOUR = (150, 161, 176), (222, 84, 47)
-RIDGES = 12
-RIDGE_HEIGHT = 0.92
-RIDGES_NOTE = "Training rollouts before filtering: the share of each value, an outline per iteration, all to one scale."
 TRAINING_METRICS = ("loss", "grad_norm", "clip_fraction", "kl", "entropy", "ratio_mean", "learning_rate")
 SHOWN_TRAINING_METRICS = 8
-Rows = Sequence[Mapping[str, Any]]
-Spec = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure, what it shows, and how to read it. `small` figures stand two in a row."""
-
-    key: str
-    title: str
-    note: str
-    spec: Spec
-    small: bool = False
 
 
 def figures(content: Content) -> list[Figure]:
@@ -39,6 +28,7 @@ def figures(content: Content) -> list[Figure]:
         histogram_figure("reward-distribution", "Reward distribution", "reward", content.reward_histogram),
         histogram_figure("lengths", "Response lengths", "tokens", content.length_histogram),
         graders_figure(content.graders),
+        *spending_figures(content),
         decisions_figure(content.decisions),
         seconds_figure(content.seconds),
         reward_model_figure(content.reward_models),
@@ -69,9 +59,9 @@ def score_figure(evaluations: Rows) -> Figure | None:
         "customdata": [[low, high] for low, high in zip(low, high, strict=True)],
         "hovertemplate": "iteration %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     }
-    layout = {"xaxis": _iterations(x), "yaxis": {"title": {"text": "mean score"}}, "showlegend": False}
+    layout = {"xaxis": iteration_axis(x), "yaxis": {"title": {"text": "mean score"}}, "showlegend": False}
     note = "Mean over the held-out prompts with its 95 % bootstrap interval. Iteration 0 is the base policy; a star "
-    return Figure("score", "Held-out score", note + "marks a policy that was promoted.", _spec([trace], layout))
+    return Figure("score", "Held-out score", note + "marks a policy that was promoted.", figure_spec([trace], layout))
 
 
 def reward_figure(rewards: Rows) -> Figure | None:
@@ -98,58 +88,9 @@ def reward_figure(rewards: Rows) -> Figure | None:
         )
     if not traces:
         return None
-    layout = {"xaxis": _iterations([row["iteration"] for row in rewards]), "yaxis": {"title": {"text": "mean"}}}
+    layout = {"xaxis": iteration_axis([row["iteration"] for row in rewards]), "yaxis": {"title": {"text": "mean"}}}
     note = "Training rollouts, before filtering: the composite reward, and dotted the score of each grader in it."
-    return Figure("reward", "Reward", note, _spec(traces, {**layout, "hovermode": "x unified"}))
-
-
-def histogram_figure(key: str, title: str, unit: str, histogram: pl.DataFrame) -> Figure | None:
-    """The distribution per iteration: an outline each for a dozen iterations, else a map."""
-    if histogram.is_empty():
-        return None
-    frames = histogram.partition_by("iteration", maintain_order=True)
-    if len(frames) > RIDGES:
-        x = [int(frame["iteration"][0]) for frame in frames]
-        trace = {
-            "type": "heatmap",
-            "x": x,
-            "y": frames[0]["middle"].to_list(),
-            "z": [list(column) for column in zip(*(frame["share"].to_list() for frame in frames), strict=True)],
-            "colorscale": "Viridis",
-            "colorbar": {"thickness": 10, "tickformat": ".0%", "outlinewidth": 0},
-            "hovertemplate": f"iteration %{{x}}, {unit} %{{y:.3~g}}: %{{z:.1%}}<extra></extra>",
-        }
-        layout = {"xaxis": _iterations(x), "yaxis": {"title": {"text": unit}}}
-        return Figure(key, title, "Share of the iteration's training rollouts.", _spec([trace], layout))
-    return Figure(key, title, RIDGES_NOTE, ridges(frames, unit))
-
-
-def ridges(frames: Sequence[pl.DataFrame], unit: str) -> Spec:
-    """A filled outline per iteration, each on its own line, all to one scale."""
-    highest = max(float(frame["share"].max() or 0) for frame in frames) or 1.0  # type: ignore[arg-type]
-    x = [int(frame["iteration"][0]) for frame in frames]
-    traces: list[Spec] = []
-    for index, frame in enumerate(frames):
-        colour, share = _between(index, len(frames)), frame["share"]
-        width = float(frame["width"][0])
-        edges = [*(frame["middle"] - width / 2).to_list(), float(frame["middle"][-1]) + width / 2]
-        heights = (index + share / highest * RIDGE_HEIGHT).to_list()
-        baseline = {"x": edges, "y": [index] * len(edges), "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-        hover = f"iteration {x[index]}, {unit} %{{customdata[0]:.3~g}}: %{{customdata[1]:.1%}}<extra></extra>"
-        outline = {
-            "x": edges,
-            "y": [*heights, heights[-1]],
-            "mode": "lines",
-            "line": {"shape": "hv", "color": f"rgb{colour}", "width": 1.5},
-            "fill": "tonexty",
-            "fillcolor": f"rgba{(*colour, 0.35)}",
-            "customdata": [*zip(frame["middle"].to_list(), share.to_list(), strict=True)],
-            "hovertemplate": hover,
-        }
-        traces += [baseline, outline]
-    labels = {"tickvals": list(range(len(x))), "ticktext": [str(each) for each in x]}
-    yaxis = {"title": {"text": "iteration"}, **labels, "zeroline": False, "range": [-0.1, len(x) + 0.05]}
-    return _spec(traces, {"xaxis": {"title": {"text": unit}, "zeroline": False}, "yaxis": yaxis, "showlegend": False})
+    return Figure("reward", "Reward", note, figure_spec(traces, {**layout, "hovermode": "x unified"}))
 
 
 def graders_figure(rows: Rows) -> Figure | None:
@@ -176,7 +117,7 @@ def graders_figure(rows: Rows) -> Figure | None:
     note = (
         f"Scores of the training rollouts of iteration {boxes[0][0]['iteration']}: quartiles, whiskers at 5 and 95 %."
     )
-    return Figure("graders", "Graders", note, _spec([trace], layout))
+    return Figure("graders", "Graders", note, figure_spec([trace], layout))
 
 
 def decisions_figure(decisions: pl.DataFrame) -> Figure | None:
@@ -185,10 +126,10 @@ def decisions_figure(decisions: pl.DataFrame) -> Figure | None:
         return None
     rules = decisions["rule"].unique(maintain_order=True).to_list()
     rules.sort(key=lambda rule: rule != "kept")
-    traces = [_bars(decisions.filter(rule=rule), "count", rule, index + 3) for index, rule in enumerate(rules)]
-    layout = {"xaxis": _iterations(decisions["iteration"].to_list()), "yaxis": {"title": {"text": "rollouts"}}}
+    traces = [bars(decisions.filter(rule=rule), "count", rule, index + 3) for index, rule in enumerate(rules)]
+    layout = {"xaxis": iteration_axis(decisions["iteration"].to_list()), "yaxis": {"title": {"text": "rollouts"}}}
     note = "What became of the training rollouts: kept, or dropped by the first rule that they broke."
-    return Figure("decisions", "Kept and dropped", note, _spec(traces, {**layout, "barmode": "stack"}))
+    return Figure("decisions", "Kept and dropped", note, figure_spec(traces, {**layout, "barmode": "stack"}))
 
 
 def seconds_figure(seconds: pl.DataFrame) -> Figure | None:
@@ -196,10 +137,10 @@ def seconds_figure(seconds: pl.DataFrame) -> Figure | None:
     if seconds.is_empty():
         return None
     steps = seconds["step"].unique(maintain_order=True).to_list()
-    traces = [_bars(seconds.filter(step=step), "seconds", step, index) for index, step in enumerate(steps)]
-    layout = {"xaxis": _iterations(seconds["iteration"].to_list()), "yaxis": {"title": {"text": "seconds"}}}
+    traces = [bars(seconds.filter(step=step), "seconds", step, index) for index, step in enumerate(steps)]
+    layout = {"xaxis": iteration_axis(seconds["iteration"].to_list()), "yaxis": {"title": {"text": "seconds"}}}
     note = "What each step took when it was made; one that was found and not made again shows its first time."
-    return Figure("seconds", "Seconds per stage", note, _spec(traces, {**layout, "barmode": "stack"}))
+    return Figure("seconds", "Seconds per stage", note, figure_spec(traces, {**layout, "barmode": "stack"}))
 
 
 def reward_model_figure(rows: Rows) -> Figure | None:
@@ -220,12 +161,12 @@ def reward_model_figure(rows: Rows) -> Figure | None:
     }
     chance = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0.5, "y1": 0.5}
     layout = {
-        "xaxis": _iterations(x),
+        "xaxis": iteration_axis(x),
         "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1]},
         "shapes": [{**chance, "line": {"dash": "dot", "width": 1, "color": PALETTE[6]}}],
     }
     note = "Share of held-out pairs that the reward model orders as their source did; dotted is chance."
-    return Figure("reward-model", "Reward model", note, _spec([bars], layout))
+    return Figure("reward-model", "Reward model", note, figure_spec([bars], layout))
 
 
 def training_figures(training: pl.DataFrame) -> list[Figure]:
@@ -242,7 +183,7 @@ def training_figures(training: pl.DataFrame) -> list[Figure]:
                 "y": [finite(value) for value in frame["value"].to_list()],
                 "mode": "lines+markers",
                 "name": f"iteration {frame['iteration'][0]}",
-                "line": {"color": f"rgb{_between(index, len(frames))}", "width": 2},
+                "line": {"color": f"rgb{between(index, len(frames))}", "width": 2},
                 "marker": {"size": 5},
                 "hovertemplate": "step %{x}: %{y:.4~g}",
             }
@@ -250,39 +191,5 @@ def training_figures(training: pl.DataFrame) -> list[Figure]:
         ]
         layout = {"xaxis": {"title": {"text": "optimizer step"}}, "showlegend": False}
         title = name.replace("_", " ")
-        found.append(Figure(f"training-{len(found)}", title, "", _spec(traces, layout), small=True))
+        found.append(Figure(f"training-{len(found)}", title, "", figure_spec(traces, layout), small=True))
     return found
-
-
-def finite(value: Any) -> float | None:
-    """The value as a number that JSON can hold; None for what isn't one."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _bars(frame: pl.DataFrame, column: str, name: str, index: int) -> Spec:
-    return {
-        "type": "bar",
-        "x": frame["iteration"].to_list(),
-        "y": frame[column].to_list(),
-        "name": name,
-        "marker": {"color": PALETTE[index % len(PALETTE)]},
-        "hovertemplate": "%{y:.4~g}",
-    }
-
-
-def _iterations(x: Sequence[int]) -> Spec:
-    """An axis of whole iterations with room at both ends."""
-    low, high = min(x), max(x)
-    ticks = {"dtick": 1, "tick0": 0} if high - low <= 20 else {}
-    return {"title": {"text": "iteration"}, "range": [low - 0.6, high + 0.6], "tickformat": "d", **ticks}
-
-
-def _between(index: int, count: int) -> tuple[int, int, int]:
-    """A colour from the first iteration's to the last's."""
-    share = index / (count - 1) if count > 1 else 1.0
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(FIRST_COLOUR, LAST_COLOUR, strict=True))
-    return red, green, blue
-
-
-def _spec(traces: list[Spec], layout: Spec) -> Spec:
-    return {"data": traces, "layout": layout}

@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from storage.artifacts import Artifact
+from storage.fingerprints import derive_seed
+from tasks._maths.reward_curve import CurveFit, fit_curve
+from tasks.report.advice import Advice, Evidence, advise
 from tasks.report.config import ReportConfig
 from tasks.report.samples import Sample, side_by_side
+from tasks.report.spending import Spending, spending
 
 History = Mapping[str, Artifact]
 Steps = dict[int, dict[str, Artifact]]
@@ -33,6 +38,11 @@ class Content:
     agreement: list[dict[str, Any]]
     samples: list[Sample]
     provenance: list[dict[str, Any]]
+    spending: Spending
+    difficulty: pl.DataFrame
+    curve_points: list[tuple[float, float]]
+    curve: CurveFit | None
+    advice: list[Advice]
 
 
 def gather(history: History, config: ReportConfig) -> Content:
@@ -44,24 +54,35 @@ def gather(history: History, config: ReportConfig) -> Content:
     # Where graders are slow, `rewards` holds what trained; `grading` only what the instant ones say.
     settled = {k: {**made, "grading": made["rewards"]} if "rewards" in made else made for k, made in steps.items()}
     campaigns = {artifact.manifest.campaign for artifact in history.values()} - {None}
+    judged, sampled, rewarded = evaluations(steps), _metrics(steps, "rollouts"), _metrics(settled, "grading")
+    decided = decisions(steps)
+    spent = spending(settled, decided)
+    points = curve_points(judged, spent.rows)
+    curve = reward_curve(points)
+    models = _metrics(steps, "reward_model")
     return Content(
         title=config.title or ", ".join(sorted(str(name) for name in campaigns)) or "Post-training",
         iterations=sorted(steps),
-        evaluations=evaluations(steps),
-        rewards=_metrics(settled, "grading"),
+        evaluations=judged,
+        rewards=rewarded,
         reward_histogram=histogram(_scans(settled, "grading", "rewards", pl.col("reward")), config.bins),
         length_histogram=histogram(
             _scans(steps, "rollouts", "rollouts", pl.col("token_ids").list.len()), config.bins, whole=True
         ),
-        rollouts=_metrics(steps, "rollouts"),
-        decisions=decisions(steps),
+        rollouts=sampled,
+        decisions=decided,
         seconds=seconds(steps),
         training=training(steps),
-        reward_models=_metrics(steps, "reward_model"),
+        reward_models=models,
         graders=newest_rows(settled, "grader_summary"),
         agreement=newest_rows(settled, "grader_agreement"),
         samples=side_by_side(steps, config.samples, config.answers),
         provenance=provenance(steps),
+        spending=spent,
+        difficulty=histogram({k: frame.lazy().select(value="rate") for k, frame in spent.rates.items()}, config.bins),
+        curve_points=points,
+        curve=curve,
+        advice=advise(Evidence(spent.rows, rewarded, judged, sampled, models, curve)),
     )
 
 
@@ -90,6 +111,33 @@ def evaluations(steps: Steps) -> list[dict[str, Any]]:
         first = prompts if first is None else first
         found.append({**artifact.metrics, "iteration": iteration, "policy": policy, "same_prompts": prompts == first})
     return found
+
+
+def curve_points(judged: Sequence[Mapping[str, Any]], spent: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Training rollouts up to each evaluation and its score, of the evaluations on the first one's prompts.
+
+    Iterations before the first that the history holds count as many rollouts as that one.
+    """
+    generated = {row["iteration"]: float(row["generated"]) for row in spent}
+    if not generated:
+        return []
+    first = min(generated)
+    before = (first - 1) * generated[first]
+    return [
+        (before + sum(count for k, count in generated.items() if k <= row["iteration"]), row["mean_score"])
+        if row["iteration"] >= first
+        else (0.0, row["mean_score"])
+        for row in judged
+        if row["same_prompts"] and "mean_score" in row
+    ]
+
+
+def reward_curve(points: Sequence[tuple[float, float]]) -> CurveFit | None:
+    """ScaleRL's curve through the points; None where they are too few. The noise of its intervals has a fixed seed."""
+    if not points:
+        return None
+    compute, reward = (np.array(values) for values in zip(*points, strict=True))
+    return fit_curve(compute, reward, seed=derive_seed(0, "reward curve"))
 
 
 def histogram(scans: Mapping[int, pl.LazyFrame], bins: int, *, whole: bool = False) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -69,4 +70,66 @@ def _is_grader(name: str) -> bool:
     return name.startswith("score/") and name.endswith("_mean")
 
 
-DRAWINGS: dict[str, Drawing] = {"held-out-score.png": _held_out, "reward.png": _reward, "seconds.png": _seconds}
+def _curve(figure: Figure, content: Content) -> bool:
+    """Held-out score over rollouts, the fitted curve and its interval."""
+    fit, axes = content.curve, figure.subplots()
+    if fit is None:
+        return False
+    axes.fill_between(fit.compute, fit.low, fit.high, alpha=0.2)
+    axes.plot(fit.compute, fit.curve(fit.compute))
+    axes.plot(*zip(*[point for point in content.curve_points if point[0] > 0], strict=True), "o")
+    axes.set(xscale="log", xlabel="rollouts so far", ylabel="held-out score")
+    return True
+
+
+def _funnel(figure: Figure, content: Content) -> bool:
+    """What was left of the newest iteration's rollouts after each step."""
+    axes = figure.subplots()
+    names = [name for name, _ in content.spending.funnel]
+    drawn = axes.barh(names, [count for _, count in content.spending.funnel])
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.set(xlabel="rollouts")
+    return bool(names)
+
+
+def _groups(figure: Figure, content: Content) -> bool:
+    """Groups that vary and those that don't, stacked, per iteration."""
+    axes = figure.subplots()
+    rows = [row for row in content.spending.rows if row["groups"]]
+    floor = [0] * len(rows)
+    for name, label in (("varied", "informative"), ("even_low", "all bad"), ("even_high", "all good")):
+        counts = [row.get(name, row["groups"] - row["even_low"] - row["even_high"]) for row in rows]
+        axes.bar([row["iteration"] for row in rows], counts, bottom=floor, label=label)
+        floor = [below + count for below, count in zip(floor, counts, strict=True)]
+    axes.set(xlabel="iteration", ylabel="groups", xticks=[row["iteration"] for row in rows])
+    if rows:
+        axes.legend(fontsize="x-small")
+    return bool(rows)
+
+
+def _difficulty(figure: Figure, content: Content) -> bool:
+    """The prompts' pass rates as a map over the iterations."""
+    axes = figure.subplots()
+    frames = content.difficulty.partition_by("iteration", maintain_order=True)
+    if not frames:
+        return False
+    shares = np.array([frame["share"].to_list() for frame in frames]).T
+    half = frames[0]["width"][0] / 2
+    bottom, top = frames[0]["middle"][0] - half, frames[0]["middle"][-1] + half
+    extent = (0.5, len(frames) + 0.5, bottom, top)
+    axes.imshow(shares, origin="lower", aspect="auto", extent=extent)
+    ticks = [str(frame["iteration"][0]) for frame in frames]
+    axes.set(xlabel="iteration", ylabel="pass rate of the prompts", xticks=range(1, len(frames) + 1), xticklabels=ticks)
+    return True
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "held-out-score.png": _held_out,
+    "reward.png": _reward,
+    "reward-curve.png": _curve,
+    "funnel.png": _funnel,
+    "groups.png": _groups,
+    "difficulty.png": _difficulty,
+    "seconds.png": _seconds,
+}

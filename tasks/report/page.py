@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tasks.report.figures import figures, finite
+from tasks.report.figures import figures
 from tasks.report.gather import Content
+from tasks.report.plotting import finite
 
 FOLDER = Path(__file__).parent
 MINUTE_S = 60.0
@@ -92,6 +93,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if finite(value) is None else f"{value:,.{digits}f}"
 
 
+def percent(share: float | None) -> str:
+    """A share of one as a percentage; a dash for None."""
+    return "–" if finite(share) is None else f"{100 * (share or 0):.1f} %"
+
+
 def interval(row: Mapping[str, Any], name: str = "mean_score") -> str:
     """The interval of a metric, in brackets; nothing when it has none."""
     low, high = finite(row.get(f"{name}_low")), finite(row.get(f"{name}_high"))
@@ -125,5 +131,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "duration": duration}
+    environment.filters |= {"number": number, "percent": percent, "interval": interval, "duration": duration}
     return environment
