@@ -39,7 +39,7 @@ def choose(known: Known, config: SelectConfig, seed: int) -> Chosen:
     free = np.ones(size, dtype=bool)
 
     def take(count: int, among: Mask, key: np.ndarray) -> Places:
-        taken = _first(count, free & among, key, shuffle)
+        taken = first_places(count, free & among, key, shuffle)
         free[taken] = False
         return taken
 
@@ -60,11 +60,18 @@ def choose(known: Known, config: SelectConfig, seed: int) -> Chosen:
     )
 
 
-def _first(count: int, among: Mask, key: np.ndarray, shuffle: np.ndarray) -> Places:
+def first_places(count: int, among: Mask, key: np.ndarray, shuffle: np.ndarray) -> Places:
     """The `count` places with the lowest keys, equal ones as shuffled; fewer where there are no more."""
     places = np.flatnonzero(among)
-    order = np.lexsort((shuffle[places], key[places]))
-    return places[order[: max(count, 0)]]
+    if count <= 0 or not len(places):
+        return places[:0]
+    if count < len(places):
+        # Only what may be taken is sorted: of a large pool that is little.
+        last = np.partition(key[places], count - 1)[count - 1]
+        lower, equal = places[key[places] < last], places[key[places] == last]
+        missing = count - len(lower)
+        places = np.concatenate([lower, equal[np.argpartition(shuffle[equal], missing - 1)[:missing]]])
+    return places[np.lexsort((shuffle[places], key[places]))]
 
 
 def _share(share: float, of: int, random: np.random.Generator) -> int:

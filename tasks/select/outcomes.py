@@ -130,14 +130,15 @@ def zero_variance_shares(outcomes: pl.DataFrame) -> tuple[float, float]:
 def history_metrics(history: pl.DataFrame, outcomes: pl.DataFrame) -> dict[str, float]:
     """What was recorded: prompts with outcomes, their pass rate from all rollouts, and what is known of the pool."""
     easy, hard = zero_variance_shares(outcomes)
-    samples, known = outcomes["samples"].sum(), history.filter(pl.col("alpha").is_not_null())
+    samples, successes = outcomes.select(pl.col("samples").sum(), pl.col("successes").sum()).row(0)
+    known = history.filter(pl.col("alpha").is_not_null())
     mean = known.select((pl.col("alpha") / (pl.col("alpha") + pl.col("beta"))).mean()).item()
     return {
         "outcomes": float(samples),
         "known": float(len(known)),
         "all_passed_fraction": easy,
         "all_failed_fraction": hard,
-        **({"pass_rate": float(outcomes["successes"].sum() / samples)} if samples else {}),
+        **({"pass_rate": successes / samples} if samples else {}),
         **({"posterior_mean": mean} if mean is not None and math.isfinite(mean) else {}),
     }
 
