@@ -38,7 +38,7 @@ def record_history(
     rewards; `graders` are those that graded, `reward_model` the one that they had.
     """
     outcomes = outcomes_config(config.select, config.grading, graders, reward_model)
-    earlier = _earlier(state, outcomes, run, config)
+    earlier = earlier_grades(state, outcomes, run)
     return record_outcomes(
         history=drawn,
         rollouts=[rollouts for rollouts, _ in graded],
@@ -78,9 +78,7 @@ def _key(grader: GraderConfig) -> str:
     return digest(kept)[:KEY_DIGITS]
 
 
-def _earlier(
-    state: State, outcomes: OutcomesConfig, run: RunContext, config: RunConfig
-) -> list[tuple[Artifact, Artifact]]:
+def earlier_grades(state: State, outcomes: OutcomesConfig, run: RunContext) -> list[tuple[Artifact, Artifact]]:
     """Rollouts and grades of earlier iterations, the oldest first, where the history before was made of others.
 
     Of those whose grader is today's: only its stored verdicts and scores are what it would say now.
@@ -90,7 +88,7 @@ def _earlier(
     before = Artifact.at(run.root, state.prompt_history)
     if before.stage == STEP and _maker(before.manifest.config) == _maker(outcomes.model_dump(mode="json")):
         return []
-    campaign = Campaign(run.root, config.campaign)
+    campaign = Campaign(run.root, run.campaign)
     found = []
     for k in [k for k in campaign.iterations() if FIRST < k < run.iteration][-RECOMPUTED_ITERATIONS:]:
         steps = campaign.state(k).steps
