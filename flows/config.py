@@ -131,8 +131,11 @@ class RunConfig(StrictConfig):
         return self
 
     def _check_components(self) -> None:
-        """What the filter takes of single graders must be there."""
+        """What the filter and the history take of single graders must be there."""
         labels = {grader.label for grader in self.grading.graders}
+        counting = self.select.history.grader
+        if counting is not None and counting not in labels:
+            raise ValueError(f"select.history.grader: no grader is called {counting!r}; known: {sorted(labels)}")
         unknown = set(self.filtering.component_weights) - labels
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")

@@ -5,6 +5,7 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.prompt_history import record_history
 from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
@@ -83,6 +84,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     )
     engines.free_accelerator()
     settled = settle_grades(state, config, run, Graded(rollouts, drawn, graded), graders)
+    history = record_history(state, config, run, drawn, [(rollouts, settled.rewards)], graders, reward_model)
     kept = filter_rollouts(rollouts=rollouts, rewards=settled.rewards, config=config.filtering)
     pairs = collect_preferences(
         rollouts=rollouts,
@@ -114,7 +116,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         champion=challenger.id if promoted else champion.id,
         champion_evaluation=scored.id if promoted else state.champion_evaluation,
         reward_model=reward_model.id if reward_model else None,
-        prompt_history=drawn.id,
+        prompt_history=history.id,
         pending_grades=settled.pending,
         mlflow_run_id=run.mlflow_run_id,
         steps=dict(run.steps or {}),

@@ -23,6 +23,7 @@ STEPS = (
     "rewards",
     "late-rewards-1",
     "late-filtering-1",
+    "history",
     "filtering",
     "preferences",
     "reward_model",

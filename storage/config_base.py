@@ -14,3 +14,11 @@ class StrictConfig(BaseModel):
 def unhashed(default: Any, description: str, **constraints: Any) -> Any:
     """A field that changes how a stage runs but not what it makes: no part of the fingerprint."""
     return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
+
+
+def added(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that came later and whose default changes nothing: it enters the fingerprint at other values only.
+
+    So what was made before there was such a field is still found.
+    """
+    return Field(default, description=description, json_schema_extra={"fingerprint": "unless default"}, **constraints)

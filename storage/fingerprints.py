@@ -22,13 +22,16 @@ def derive_seed(seed: int, *labels: str | int) -> int:
 
 
 def hashed_part(config: BaseModel) -> dict[str, Any]:
-    """The JSON of a configuration without its fields marked as not part of the fingerprint."""
+    """The JSON of a configuration less what enters no fingerprint: `unhashed` fields, `added` ones at their default."""
     content: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, Mapping) and extra.get("fingerprint") is False:
             continue
-        content[name] = _hashed_value(getattr(config, name))
+        value = getattr(config, name)
+        if isinstance(extra, Mapping) and extra.get("fingerprint") == "unless default" and value == field.default:
+            continue
+        content[name] = _hashed_value(value)
     return content
 
 

@@ -31,7 +31,7 @@ def scan(root: str, folder: str, table: str, files: list[tuple[str, str]]) -> pl
     """A lazy frame over the Parquet files of one table.
 
     `files` holds (name, expected SHA-256). Raises `CorruptArtifact` naming the file and, for a schema, the
-    column with what was expected and found.
+    column with what was expected and found. A nullable column that a file was written without is null.
     """
     record = RECORDS[table]
     empty = record.create_empty()
@@ -40,7 +40,17 @@ def scan(root: str, folder: str, table: str, files: list[tuple[str, str]]) -> pl
     paths = [checked_path(root, folder, name, sha256) for name, sha256 in files]
     for path in paths:
         _check_schema(path, table, empty.to_arrow().schema)
-    return pl.scan_parquet(paths).select(empty.columns)
+    later = [name for name in _nullable(table) if any(name not in pq.read_schema(path).names for path in paths)]
+    if not later:
+        return pl.scan_parquet(paths).select(empty.columns)
+    scans = [pl.scan_parquet(path) for path in paths]
+    stored = {name: pl.String() if isinstance(dtype, pl.Enum) else dtype for name, dtype in empty.schema.items()}
+    nulls = pl.LazyFrame(schema={name: stored[name] for name in later})
+    return pl.concat([*scans, nulls], how="diagonal").select(empty.columns)
+
+
+def _nullable(table: str) -> list[str]:
+    return [name for name, column in RECORDS[table].columns().items() if column.nullable]
 
 
 def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:
@@ -118,6 +128,8 @@ def _check_schema(path: Path, table: str, expected: pa.Schema) -> None:
     found = pq.read_schema(path)
     for field in expected:
         index = found.get_field_index(field.name)
+        if index < 0 and field.name in _nullable(table):
+            continue
         if index < 0:
             raise CorruptArtifact(
                 f"{path}: column {field.name!r} of record {table!r}: expected {field.type}, found no such column "

@@ -90,11 +90,24 @@ class BatchEntry(dy.Schema):
 
 
 class PromptUse(dy.Schema):
-    """How often a prompt was drawn so far: the history that `select` balances."""
+    """What is known of a prompt: how often it was drawn, and how its rollouts did.
+
+    What no outcome told yet is null: the prior holds. Outcomes are discounted, so the counts are no whole numbers.
+    """
 
     prompt_id = _identifier(primary_key=True)
     times_drawn = dy.Int32(min=0)
     last_iteration = dy.Int32(min=0)
+    alpha = dy.Float64(nullable=True, min_exclusive=0, description="Beta posterior of the pass rate: successes + prior")
+    beta = dy.Float64(nullable=True, min_exclusive=0, description="failures + prior")
+    last_outcome = dy.Int32(nullable=True, min=0, description="iteration of the newest outcomes in the posterior")
+    outcome_key = dy.String(nullable=True, description="who made the outcomes: basis:grader:key@version, or reward:key")
+    reward_weight = dy.Float64(nullable=True, min=0, description="discounted number of rewards in the next two")
+    reward_mean = dy.Float64(nullable=True)
+    reward_variance = dy.Float64(nullable=True, min=0)
+    easy_streak = dy.Int32(nullable=True, min=0, description="groups without variance in a row, at the passing end")
+    hard_streak = dy.Int32(nullable=True, min=0, description="groups without variance in a row, at the failing end")
+    reward_key = dy.String(nullable=True, description="who made the rewards in the last five")
 
 
 class Rollout(dy.Schema):

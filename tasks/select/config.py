@@ -1,15 +1,75 @@
-"""How many prompts an iteration draws, how often each is sampled, and the fixed held-out batch."""
+"""How many prompts an iteration draws, which, how often each is sampled, and the fixed held-out batch."""
 
-from pydantic import Field
+from typing import Any, Self
 
-from storage.config_base import StrictConfig
+from pydantic import Field, field_validator, model_validator
+
+from storage.config_base import StrictConfig, added
+from tasks.select.history_config import HistoryConfig
+from tasks.select.strategy_config import (
+    BandConfig,
+    EvenConfig,
+    GresoConfig,
+    InformativeConfig,
+    ThompsonConfig,
+    UniformConfig,
+    VarianceConfig,
+)
+
+StrategyConfig = UniformConfig | ThompsonConfig | VarianceConfig | BandConfig | GresoConfig
+AllocationConfig = EvenConfig | InformativeConfig
 
 
 class SelectConfig(StrictConfig):
-    """The batch of one iteration."""
+    """The batch of one iteration. A strategy or an allocation without parameters may be written as its name."""
 
     prompts_per_iteration: int = Field(32, ge=1, description="training prompts drawn; at most the pool's")
-    samples_per_prompt: int = Field(8, ge=1, description="rollouts per prompt: a group")
+    samples_per_prompt: int = Field(8, ge=1, description="rollouts per prompt: a group; the mean of an allocation")
+    strategy: StrategyConfig = added(
+        UniformConfig(), "which prompts: uniform, thompson, variance, band or greso", discriminator="name"
+    )
+    retire_from: float | None = added(
+        None, "prompts from this expected pass rate on come for rehearsal alone; 0.9 is usual", gt=0, le=1
+    )
+    rehearsal_share: float = added(
+        0.05, "share of the prompts drawn that are retired ones, the longest ago", ge=0, le=1
+    )
+    exploration_share: float = added(
+        0.0,
+        "share of the prompts drawn, whatever the strategy: half the least drawn, half those that failed",
+        ge=0,
+        le=1,
+    )
+    allocation: AllocationConfig = added(
+        EvenConfig(), "rollouts of each prompt under the same total: even, informative", discriminator="name"
+    )
+    history: HistoryConfig = added(HistoryConfig(), "what is remembered of each prompt's outcomes")
+
+    @field_validator("strategy", "allocation", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.retire_from is not None and self.rehearsal_share + self.exploration_share > 1:
+            raise ValueError(
+                f"rehearsal_share {self.rehearsal_share} and exploration_share {self.exploration_share} are more than "
+                "the whole; lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_fits(self) -> Self:
+        split = self.allocation
+        if isinstance(split, InformativeConfig) and not (
+            split.min_samples <= self.samples_per_prompt <= split.max_samples
+        ):
+            raise ValueError(
+                f"samples_per_prompt is {self.samples_per_prompt}, the mean of an allocation between min_samples "
+                f"{split.min_samples} and max_samples {split.max_samples}; expected it between the two"
+            )
+        return self
 
 
 class EvalSelectConfig(StrictConfig):

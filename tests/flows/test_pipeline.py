@@ -9,7 +9,8 @@ from pipeline import contents, environment, manifests, posttrain, run_file, stat
 from s3_roots import s3_root
 
 STEPS = {
-    *("curate", "select", "rollouts", "grading", "filtering", "preferences", "reward_model", "policy_update"),
+    *("curate", "select", "rollouts", "grading", "history", "filtering", "preferences", "reward_model"),
+    "policy_update",
     *("evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation", "report"),
 }
 
