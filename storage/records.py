@@ -75,6 +75,13 @@ class BatchEntry(dy.Schema):
     split = dy.Enum(["train", "eval"])
 
 
+class SampledBefore(dy.Schema):
+    """How many samples of a batch's prompt earlier rounds made: the batch's own are counted on from there."""
+
+    prompt_id = _identifier(primary_key=True)
+    samples = dy.Int32(min=1)
+
+
 class PromptUse(dy.Schema):
     """How often a prompt was drawn so far: the history that `select` balances."""
 
@@ -287,6 +294,7 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
     "batch": BatchEntry,
+    "sampled_before": SampledBefore,
     "prompt_history": PromptUse,
     "rollouts": Rollout,
     "grades": Grade,
