@@ -4,7 +4,8 @@ from prefect import flow, get_run_logger
 
 from flows.config import RunConfig
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
-from flows.slow_grades import Graded, settle_grades
+from flows.rounds import Sampler, sample_iteration
+from flows.slow_grades import settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -24,7 +25,7 @@ from tasks.preferences.stage import collect_preferences
 from tasks.report.stage import report
 from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
-from tasks.select.stage import select, select_held_out
+from tasks.select.stage import select_held_out
 from tasks.sft.stage import fine_tune
 
 REPORTED_ITERATIONS = 60
@@ -63,26 +64,21 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     policy, champion = Artifact.at(run.root, state.policy), Artifact.at(run.root, state.champion)
     reward_model = _optional(run, state.reward_model)
 
-    drawn = select(
-        prompts=pool,
-        history=_optional(run, state.prompt_history),
-        config=config.select,
-        seed=derive_seed(config.seed, k, "select"),
-    )
-    rollouts = generate(
-        batch=drawn, policy=policy, config=config.rollouts, seed=derive_seed(config.seed, k, "rollouts")
-    )
-    engines.free_accelerator()
     graders = config.grading.active(k, reward_model is not None)
-    graded = grade(
-        rollouts=rollouts,
-        batch=drawn,
-        reward_model=reward_model if graders.needs_reward_model else None,
-        judge_models=_judge_models(graders, run.root, champion),
-        config=graders.instant() if graders.slow else graders,
+    sampled, history = sample_iteration(
+        Sampler(
+            config=config,
+            iteration=k,
+            prompts=pool,
+            history=_optional(run, state.prompt_history),
+            policy=policy,
+            reward_model=reward_model,
+            judge_models=_judge_models(graders, run.root, champion),
+            graders=graders,
+        )
     )
-    engines.free_accelerator()
-    settled = settle_grades(state, config, run, Graded(rollouts, drawn, graded), graders)
+    rollouts, drawn, _ = sampled
+    settled = settle_grades(state, config, run, sampled, graders)
     kept = filter_rollouts(rollouts=rollouts, rewards=settled.rewards, config=config.filtering)
     pairs = collect_preferences(
         rollouts=rollouts,
@@ -114,7 +110,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         champion=challenger.id if promoted else champion.id,
         champion_evaluation=scored.id if promoted else state.champion_evaluation,
         reward_model=reward_model.id if reward_model else None,
-        prompt_history=drawn.id,
+        prompt_history=history.id,
         pending_grades=settled.pending,
         mlflow_run_id=run.mlflow_run_id,
         steps=dict(run.steps or {}),

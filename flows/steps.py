@@ -12,11 +12,24 @@ FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", 
 # `slow-grading` to `late-filtering-1` are steps where graders are slow; `late-rewards-2` and `late-filtering-2` are
 # those of the rollouts that were sampled two iterations before, and so on.
 LATE = re.compile(r"late-(rewards|filtering)-[1-9]\d*")
+# Under `rounds` the steps of round 2 end with -2, those of the samples that follow screening with -2-rest; `select`,
+# `rollouts` and `grading` then join the rounds.
+JOINED = ("select", "rollouts", "grading")
+ROUND = re.compile(
+    r"(select|screening|rollouts|grading|rest|rewards|survivors)-[1-9]\d*|(rollouts|grading)-[1-9]\d*-rest"
+)
 STEPS = (
     "curate",
-    "select",
-    "rollouts",
-    "grading",
+    "select-1",
+    "screening-1",
+    "rollouts-1",
+    "grading-1",
+    "rest-1",
+    "rollouts-1-rest",
+    "grading-1-rest",
+    "rewards-1",
+    "survivors-1",
+    *JOINED,
     "slow-grading",
     "rewards",
     "late-rewards-1",
@@ -36,7 +49,8 @@ def committed_state(place: Campaign, iteration: int, stage: str) -> State | None
     Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
     steps = FIRST_STEPS if iteration == FIRST else STEPS
-    if stage not in steps and (iteration == FIRST or not LATE.fullmatch(stage)):
+    numbered = LATE.fullmatch(stage) or ROUND.fullmatch(stage)
+    if stage not in steps and (iteration == FIRST or not numbered):
         raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
     place.launch()
     known = place.iterations()
