@@ -272,7 +272,7 @@ def test_a_snippet_of_the_page_loads(snippet):
     assert parse_config(document() | snippet, "page").rounds.any
 
 
-@pytest.mark.servers
+@pytest.mark.slow
 def test_a_whole_run_with_both_kinds_of_rounds(tmp_path, tiny_model, prefect_server):
     root, env = str(tmp_path / "root"), environment(tmp_path / "home", PREFECT_API_URL=prefect_server)
     rounds = {"screening": {"samples": 2}, "refill": {"groups": 8, "max_rounds": 2, "prompts": 4}}
