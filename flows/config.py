@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
+from flows.rounds_check import check_rounds
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
 from storage.home import home
@@ -27,6 +28,7 @@ from tasks.report.config import ReportConfig
 from tasks.reward_model.config import RewardModelConfig
 from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
+from tasks.select.rounds_config import RoundsConfig
 from tasks.sft.config import SftConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
@@ -84,6 +86,7 @@ class RunConfig(StrictConfig):
     curate: CurateConfig
     sft: SftConfig | None = Field(None, description="demonstrations that make the first policy; none: it is the base")
     select: SelectConfig = SelectConfig()
+    rounds: RoundsConfig = RoundsConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     grading: GradingConfig
     filtering: FilteringConfig = FilteringConfig()
@@ -128,6 +131,7 @@ class RunConfig(StrictConfig):
                 "filtering.advantage to leave_one_out, or the place to loss"
             )
         self._check_components()
+        check_rounds(self.rounds, self.select, self.grading)
         return self
 
     def _check_components(self) -> None:

@@ -6,7 +6,8 @@ from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
 from flows.prompt_history import record_history
-from flows.slow_grades import Graded, settle_grades
+from flows.rounds import Sampler, sample_iteration
+from flows.slow_grades import settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -25,7 +26,7 @@ from tasks.preferences.stage import collect_preferences
 from tasks.report.stage import report
 from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
-from tasks.select.stage import select, select_held_out
+from tasks.select.stage import select_held_out
 from tasks.sft.stage import fine_tune
 
 REPORTED_ITERATIONS = 60
@@ -64,27 +65,22 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     policy, champion = Artifact.at(run.root, state.policy), Artifact.at(run.root, state.champion)
     reward_model = _optional(run, state.reward_model)
 
-    drawn = select(
-        prompts=pool,
-        history=_optional(run, state.prompt_history),
-        config=config.select,
-        seed=derive_seed(config.seed, k, "select"),
-    )
-    rollouts = generate(
-        batch=drawn, policy=policy, config=config.rollouts, seed=derive_seed(config.seed, k, "rollouts")
-    )
-    engines.free_accelerator()
     graders = config.grading.active(k, reward_model is not None)
-    graded = grade(
-        rollouts=rollouts,
-        batch=drawn,
-        reward_model=reward_model if graders.needs_reward_model else None,
-        judge_models=_judge_models(graders, run.root, champion),
-        config=graders.instant() if graders.slow else graders,
+    sampled, history = sample_iteration(
+        Sampler(
+            config=config,
+            iteration=k,
+            prompts=pool,
+            history=_optional(run, state.prompt_history),
+            policy=policy,
+            reward_model=reward_model,
+            judge_models=_judge_models(graders, run.root, champion),
+            graders=graders,
+        )
     )
-    engines.free_accelerator()
-    settled = settle_grades(state, config, run, Graded(rollouts, drawn, graded), graders)
-    history = record_history(state, config, run, drawn, [(rollouts, settled.rewards)], graders, reward_model)
+    rollouts, drawn, _ = sampled
+    settled = settle_grades(state, config, run, sampled, graders)
+    history = record_history(state, config, run, history, [(rollouts, settled.rewards)], graders, reward_model)
     kept = filter_rollouts(rollouts=rollouts, rewards=settled.rewards, config=config.filtering)
     pairs = collect_preferences(
         rollouts=rollouts,

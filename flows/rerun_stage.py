@@ -8,7 +8,7 @@ from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, parse_config
 from flows.inputs import make_pool
 from flows.iteration import take_first_steps, take_steps
 from flows.launches import launched, shard_runner, tracked_iteration
-from flows.steps import EXPAND, FIRST, committed_state
+from flows.steps import EXPAND, FIRST, JOINED, committed_state
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.errors import InputError
@@ -45,6 +45,12 @@ def rerun_stage(campaign: str, iteration: int, stage: str, force: bool = False, 
             made = _steps_until(stage, place, done, config, run)
     finally:
         engines.close_all()
+    if force and config.rounds.any and stage in JOINED and iteration != FIRST:
+        get_run_logger().warning(
+            "%s joins the iteration's rounds: only that was made again; the rounds' own are called %s-1 and so on",
+            stage,
+            stage,
+        )
     if force:
         _warn_of_what_depends(place.root, made)
     return made.id

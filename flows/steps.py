@@ -14,11 +14,24 @@ FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", 
 LATE = re.compile(r"late-(rewards|filtering)-[1-9]\d*")
 # `expand-2` is the step that writes prompts for curate.sources.2, where that source has expand.
 EXPAND = re.compile(r"expand-\d+")
+# Under `rounds` the steps of round 2 end with -2, those of the samples that follow screening with -2-rest; `select`,
+# `rollouts` and `grading` then join the rounds.
+JOINED = ("select", "rollouts", "grading")
+ROUND = re.compile(
+    r"(select|screening|rollouts|grading|rest|rewards|survivors)-[1-9]\d*|(rollouts|grading)-[1-9]\d*-rest"
+)
 STEPS = (
     "curate",
-    "select",
-    "rollouts",
-    "grading",
+    "select-1",
+    "screening-1",
+    "rollouts-1",
+    "grading-1",
+    "rest-1",
+    "rollouts-1-rest",
+    "grading-1-rest",
+    "rewards-1",
+    "survivors-1",
+    *JOINED,
     "slow-grading",
     "rewards",
     "late-rewards-1",
@@ -39,8 +52,8 @@ def committed_state(place: Campaign, iteration: int, stage: str) -> State | None
     Raises `InputError` for a campaign, iteration or stage that there isn't.
     """
     steps = FIRST_STEPS if iteration == FIRST else STEPS
-    late = iteration != FIRST and LATE.fullmatch(stage)
-    if stage not in steps and not late and not EXPAND.fullmatch(stage):
+    numbered = iteration != FIRST and (LATE.fullmatch(stage) or ROUND.fullmatch(stage))
+    if stage not in steps and not numbered and not EXPAND.fullmatch(stage):
         raise InputError(f"stage {stage!r} of iteration {iteration}: expected one of {', '.join(steps)}")
     place.launch()
     known = place.iterations()

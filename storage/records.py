@@ -89,6 +89,13 @@ class BatchEntry(dy.Schema):
     split = dy.Enum(["train", "eval"])
 
 
+class SampledBefore(dy.Schema):
+    """How many samples of a batch's prompt earlier rounds made: the batch's own are counted on from there."""
+
+    prompt_id = _identifier(primary_key=True)
+    samples = dy.Int32(min=1)
+
+
 class PromptUse(dy.Schema):
     """What is known of a prompt: how often it was drawn, and how its rollouts did.
 
@@ -315,6 +322,7 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "rejected": RejectedRow,
     "expanded": ExpandedPrompt,
     "batch": BatchEntry,
+    "sampled_before": SampledBefore,
     "prompt_history": PromptUse,
     "rollouts": Rollout,
     "grades": Grade,

@@ -6,7 +6,7 @@ of the graders.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import polars as pl
@@ -30,7 +30,7 @@ from tasks.grading.grade import grade_frame, grade_samples, purse_for
 from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
 from tasks.grading.judges.accounting import judge_metrics
 from tasks.grading.judges.config import JUDGES
-from tasks.grading.paid import is_cached
+from tasks.grading.paid import Spending, is_cached
 from tasks.grading.resources import Resources
 from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
 from tasks.grading.scores import SCORED_COLUMNS, grades_from_scores
@@ -40,6 +40,7 @@ from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
 NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
+SPENT = tuple(Spending().metrics())
 # Shards run side by side in threads; where a reward model and a local judge both grade, a device holds one at a time.
 _one_model = threading.Lock()
 
@@ -79,16 +80,20 @@ def rewards(rollouts: Artifact, batch: Artifact, joined: Artifact, config: Gradi
     """
     grades = joined.scan("grades")
     refuse_failures(grades, config.max_failed_fraction)
-    return _rewarded(grades, rollouts, batch, config, joined.metrics)
+    return _rewarded(grades, [rollouts], [batch], config, joined.metrics)
 
 
 def _rewarded(
-    grades: pl.LazyFrame, rollouts: Artifact, batch: Artifact, config: GradingConfig, counts: dict[str, float]
+    grades: pl.LazyFrame,
+    rollouts: Sequence[Artifact],
+    batches: Sequence[Artifact],
+    config: GradingConfig,
+    counts: dict[str, float],
 ) -> Outputs:
-    facts = None if config.composite.is_default else _facts(rollouts, batch)
+    facts = None if config.composite.is_default else pl.concat(map(_facts, rollouts, batches))
     combined = composite(grades, config.graders, config.composite, facts)
     if config.slow:
-        groups = rollouts.scan("rollouts").select("rollout_id", "prompt_id")
+        groups = pl.concat([each.scan("rollouts").select("rollout_id", "prompt_id") for each in rollouts])
         combined = whole_groups(combined, grades.collect(), groups, [grader.label for grader in config.slow])
     summary, agreement = summarise_graders(grades), agreement_of(grades)
     judges = [grader.label for grader in config.graders if grader.judging is not None]
@@ -238,7 +243,23 @@ def settle(
     """The reward of an iteration's instant and slow grades; `late` are the later askings, in which some arrived."""
     arrived = [each.scan("late_grades") for each in late]
     grades = settled_grades(grading.scan("grades"), asked.read("grades"), arrived)
-    outputs = _rewarded(grades.lazy(), rollouts, batch, config, {})
+    outputs = _rewarded(grades.lazy(), [rollouts], [batch], config, {})
+    outputs.tables["grades"] = grades
+    return outputs
+
+
+@stage("joined_grading", version=1)
+def join_grading(
+    rollouts: Sequence[Artifact], batches: Sequence[Artifact], gradings: Sequence[Artifact], config: GradingConfig
+) -> Outputs:
+    """The grades of an iteration's rounds, and the reward of all of them together: a group may lie in two rounds.
+
+    What the composite takes over a group or the batch is taken over all of its samples. No grader is asked again.
+    """
+    grades = pl.concat([each.read("grades") for each in gradings])
+    spent = [each.metrics for each in gradings if set(SPENT) <= each.metrics.keys()]
+    counts = {name: sum(metrics[name] for metrics in spent) for name in SPENT} if spent else {}
+    outputs = _rewarded(grades.lazy(), rollouts, batches, config, counts)
     outputs.tables["grades"] = grades
     return outputs
 

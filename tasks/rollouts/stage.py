@@ -2,6 +2,8 @@
 
 import time
 
+import polars as pl
+
 from storage.artifacts import Artifact, Outputs
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
@@ -69,8 +71,18 @@ def generate(
         policy_id=files.policy_id,
         iteration=context.iteration,
         seed=shard_seed,
+        first_indices=_first_indices(batch, part),
     )
     return Outputs(metrics=rollout_metrics(rows, seconds), rollouts=rows)
+
+
+def _first_indices(batch: Artifact, part: pl.DataFrame) -> list[int]:
+    """The sample index that each prompt of the part begins with: how many samples earlier rounds made of it."""
+    if "sampled_before" not in batch.manifest.tables:
+        return [0] * len(part)
+    before = batch.read("sampled_before").rename({"samples": "before"})
+    counted = part.select("prompt_id").join(before, on="prompt_id", how="left", maintain_order="left")
+    return counted["before"].fill_null(0).to_list()
 
 
 def _check_lengths(prompt_ids: list[str], prompts: list[list[int]], config: RolloutsConfig) -> None:

@@ -11,6 +11,8 @@ from storage.fingerprints import digest
 from storage.records import Rollout
 from tasks._engines.protocol import Completion, SamplingParams
 
+COLUMNS = Rollout.column_names()
+
 
 def shard_count(samples: Sequence[int], rows_per_shard: int) -> int:
     """Shards needed for prompts with that many samples each; a group is never parted."""
@@ -38,10 +40,15 @@ def rollout_rows(
     policy_id: str,
     iteration: int,
     seed: int,
+    first_indices: Sequence[int] | None = None,
 ) -> pl.DataFrame:
-    """The `Rollout` frame of a shard: one row per completion, its id a hash of all that drew it."""
+    """The `Rollout` frame of a shard: one row per completion, its id a hash of all that drew it.
+
+    A prompt's samples are numbered from its entry in `first_indices` on, by default from 0.
+    """
     settings = json.dumps({**asdict(sampling), "seed": seed}, sort_keys=True)
     now = datetime.now(UTC)
+    firsts = first_indices or [0] * len(batch)
     rows = [
         {
             "rollout_id": digest([policy_id, prompt_id, settings, engine, index]),
@@ -58,8 +65,10 @@ def rollout_rows(
             "sampling": settings,
             "created_at": now,
         }
-        for prompt_id, tokens, group in zip(batch["prompt_id"], prompt_token_ids, completions, strict=True)
-        for index, completion in enumerate(group)
+        for prompt_id, tokens, group, first in zip(
+            batch["prompt_id"], prompt_token_ids, completions, firsts, strict=True
+        )
+        for index, completion in enumerate(group, first)
     ]
     schema = {name: column.dtype for name, column in Rollout.columns().items()}
     return pl.DataFrame(rows, schema=schema)

@@ -26,10 +26,15 @@ class Draw(NamedTuple):
 
 
 def draw(
-    prompts: pl.DataFrame, history: pl.DataFrame | None, config: SelectConfig, iteration: int, seed: int
+    prompts: pl.DataFrame,
+    history: pl.DataFrame | None,
+    config: SelectConfig,
+    iteration: int,
+    seed: int,
+    rates: Rates | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The `BatchEntry` frame of this iteration and the `PromptUse` frame after it; see `draw_prompts`."""
-    found = draw_prompts(prompts, history, config, iteration, seed)
+    found = draw_prompts(prompts, history, config, iteration, seed, rates)
     return batch_of(found.drawn.join(prompts, on="prompt_id", how="left", maintain_order="left")), found.history
 
 

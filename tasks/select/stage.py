@@ -30,7 +30,7 @@ def select(prompts: Artifact, history: Artifact | None, config: SelectConfig, *,
     """This iteration's batch, and how often each prompt was drawn including it."""
     used = history.read("prompt_history") if history is not None else None
     pool = prompts.scan("prompts")
-    rates = _rates(history)
+    rates = greso_rates(history)
     ids = pool.select("prompt_id", "split").collect()
     found = draw_prompts(ids, used, config, iteration_after(used), seed, rates)
     rows = pool.filter(pl.col("prompt_id").is_in(found.drawn["prompt_id"].implode())).collect()
@@ -81,14 +81,14 @@ def record_outcomes(
     metrics = history_metrics(known, outcomes)
     facts: dict[str, list[float]] = {}
     if config.skipping is not None:
-        rates = _rates(history) or Rates(config.skipping.start, config.skipping.start)
+        rates = greso_rates(history) or Rates(config.skipping.start, config.skipping.start)
         adapted = adapted_rates(rates, outcomes, config.skipping)
         facts = {RATES: list(adapted)}
         metrics |= {"greso_easy": adapted.easy, "greso_hard": adapted.hard}
     return Outputs(metrics=metrics, facts=facts, prompt_history=known)
 
 
-def _rates(history: Artifact | None) -> Rates | None:
-    """GRESO's p where an earlier iteration adapted them."""
+def greso_rates(history: Artifact | None) -> Rates | None:
+    """GRESO's p as a history carries them; None where no earlier iteration adapted them."""
     found = history.manifest.facts.get(RATES) if history is not None else None
     return Rates(*found) if found else None

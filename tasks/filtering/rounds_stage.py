@@ -1,0 +1,26 @@
+"""How many groups survive the filter after a round: what a refill goes by. Nothing is kept or dropped here."""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from storage.artifacts import Artifact, Outputs
+from tasks._stage import stage
+from tasks.filtering.config import FilteringConfig
+from tasks.filtering.stage import filter_rollouts
+from tasks.filtering.trajectories import decide
+
+
+def rules_version() -> int:
+    """The version of the rules, which are those of the stage `filtering`: part of the fingerprint."""
+    return filter_rollouts.version
+
+
+@stage("survivors", version=1, extra=rules_version)
+def count_survivors(rollouts: Sequence[Artifact], rewards: Artifact, config: FilteringConfig) -> Outputs:
+    """The groups of the rounds so far, and how many of them have a rollout that every rule keeps."""
+    sampled = pl.concat([each.scan("rollouts") for each in rollouts])
+    decided = decide(sampled, rewards.scan("rewards"), config)
+    groups = decided.group_by("group_id").agg(pl.col("kept").any())
+    counts = {"groups": len(groups), "surviving": int(groups["kept"].sum())}
+    return Outputs(metrics={name: float(count) for name, count in counts.items()}, facts=counts)
