@@ -5,7 +5,7 @@ Layout below a root: `artifacts/<stage>/<fingerprint>/<table>-00000-<attempt>.pa
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,10 +161,17 @@ class Artifact(BaseModel):
 
     def scan(self, table: str) -> pl.LazyFrame:
         """A lazy frame over a table, its files checked against the manifest's hashes and the record's schema."""
+        return reader.scan(self.root, self.folder, table, self._files_of(table))
+
+    def batches(self, table: str, columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
+        """Some columns of a table, at most `rows` rows at a time and in their order, checked like `scan`."""
+        return reader.batches(self.root, self.folder, table, self._files_of(table), columns, rows)
+
+    def _files_of(self, table: str) -> list[tuple[str, str]]:
         entry = self.manifest.tables.get(table)
         if entry is None:
             raise InputError(f"artifact {self.id} has no table {table!r}; it has {sorted(self.manifest.tables)}")
-        return reader.scan(self.root, self.folder, table, [(file.name, file.sha256) for file in entry.files])
+        return [(file.name, file.sha256) for file in entry.files]
 
     def read(self, table: str) -> pl.DataFrame:
         """A whole table in memory."""

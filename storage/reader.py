@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ from storage.records import RECORDS
 from storage.store import open_store
 
 CHUNK_BYTES = 1 << 22
+READ_BUFFER_BYTES = 1 << 20
 _verified: set[tuple[str, int, int]] = set()
 _lock = threading.Lock()
 
@@ -41,6 +43,22 @@ def scan(root: str, folder: str, table: str, files: list[tuple[str, str]]) -> pl
     for path in paths:
         _check_schema(path, table, empty.to_arrow().schema)
     return pl.scan_parquet(paths).select(empty.columns)
+
+
+def batches(
+    root: str, folder: str, table: str, files: list[tuple[str, str]], columns: list[str], rows: int
+) -> Iterator[pl.DataFrame]:
+    """A table's rows in their order, some columns of at most `rows` rows at a time, checked like `scan`.
+
+    Pages are decoded as they are needed, so memory is bounded by the rows of one frame, whatever the row groups.
+    """
+    empty = RECORDS[table].create_empty()
+    for name, sha256 in files:
+        path = checked_path(root, folder, name, sha256)
+        _check_schema(path, table, empty.to_arrow().schema)
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as parquet:
+            for batch in parquet.iter_batches(batch_size=rows, columns=columns):
+                yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
 
 
 def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:

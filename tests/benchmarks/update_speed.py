@@ -137,9 +137,7 @@ def measure(trajectories: pl.DataFrame, base: Path, home: Path) -> list[Line]:
     print(f"TRL's fastest way: {_way(chosen['way'])}; seconds of a step: ", end="")
     print(", ".join(f"{_way(way)} {tried:.1f}" for *way, tried in chosen["tried"]))
     peer_seconds = statistics.median(peer["seconds"])
-    lines.append(
-        _peak_line(f"TRL's update / {own['dtype']} product, GFLOP/s", single / peer_seconds, product, None)
-    )
+    lines.append(_peak_line(f"TRL's update / {own['dtype']} product, GFLOP/s", single / peer_seconds, product, None))
     return lines + _against_trl(rows, own | {"median": seconds}, peer | {"median": peer_seconds})
 
 
