@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 SHINGLE_TOKENS = 5
 SLOTS = 128
-CHUNK_PAIRS = 65_536
+CHUNK_PAIRS = 16_384
 # The chance that two unlike slots of one byte agree.
 ACCIDENT = 1 / 256
 _EMPTY = np.uint32(0xFFFFFFFF)
@@ -107,8 +107,11 @@ class Alike(NamedTuple):
     similarity: Float[np.ndarray, " pairs"]
 
 
-def alike_within(marks: Signatures, groups: Rows, threshold: float) -> Alike:
-    """All pairs of rows of one group whose similarity is at least the threshold."""
+def alike_within(marks: Signatures, groups: Rows, threshold: float, chosen: Rows | None = None) -> Alike:
+    """All pairs of rows of one group whose similarity is at least the threshold.
+
+    With `chosen` the rows are those of the signatures, in that order, and `groups` is as long: nothing is copied.
+    """
     order = np.argsort(groups, kind="stable")
     ordered = np.asarray(groups)[order]
     found, lag = [], 1
@@ -116,7 +119,7 @@ def alike_within(marks: Signatures, groups: Rows, threshold: float) -> Alike:
         together = np.flatnonzero(ordered[lag:] == ordered[:-lag])
         if not len(together):
             break
-        found.append(_confirmed(marks, order[together], order[together + lag], threshold))
+        found.append(_confirmed(marks, order[together], order[together + lag], threshold, chosen))
         lag += 1
     return _joined(found)
 
@@ -164,12 +167,13 @@ def closest(rows: int, alike: Alike) -> Float[np.ndarray, " rows"]:
     return most
 
 
-def _confirmed(marks: Signatures, left: Pairs, right: Pairs, threshold: float) -> Alike:
+def _confirmed(marks: Signatures, left: Pairs, right: Pairs, threshold: float, chosen: Rows | None = None) -> Alike:
     """Of candidate pairs those that are similar enough, compared in pieces that fit the cache."""
     measured = np.empty(len(left))
     for start in range(0, len(left), CHUNK_PAIRS):
         part = slice(start, start + CHUNK_PAIRS)
-        measured[part] = similarity(marks[left[part]], marks[right[part]])
+        first, second = (side[part] if chosen is None else chosen[side[part]] for side in (left, right))
+        measured[part] = similarity(marks[first], marks[second])
     enough: Bool[np.ndarray, " pairs"] = measured >= threshold
     return Alike(left[enough], right[enough], measured[enough])
 

@@ -66,6 +66,11 @@ class FilteringConfig(StrictConfig):
         return self
 
     @property
+    def stores_signatures(self) -> bool:
+        """Whether later nights may compare their outputs with this one's."""
+        return any(isinstance(rule, RedundantAcross) for rule in self.rules)
+
+    @property
     def earlier_nights(self) -> int:
         """How many earlier iterations the rules compare with."""
         return max((rule.nights for rule in self.rules if isinstance(rule, RedundantAcross)), default=0)

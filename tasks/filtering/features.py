@@ -54,12 +54,14 @@ def measure(batches: Iterable[pl.DataFrame], features: Mapping[str, Feature]) ->
 
     `batches` hold `MEASURED_COLUMNS`.
     """
-    measured = [
-        _measured(part, features)
-        for batch in batches
-        for part in (batch.iter_slices(ROWS_AT_ONCE) if features else [batch])
-    ]
-    return pl.concat(measured, rechunk=True) if measured else _measured(_no_rollouts(), features)
+    parts = (batch.iter_slices(ROWS_AT_ONCE) if features else (batch,) for batch in batches)
+    measured = [_measured(part, features) for slices in parts for part in slices]
+    if not measured:
+        return _measured(_no_rollouts(), features)
+    # Column by column, the parts let go: all at once would take twice the memory.
+    return pl.DataFrame(
+        [pl.concat([part.drop_in_place(name) for part in measured], rechunk=True) for name in measured[0].columns]
+    )
 
 
 def _measured(batch: pl.DataFrame, features: Mapping[str, Feature]) -> pl.DataFrame:

@@ -17,7 +17,8 @@ def redundant_in_group(evidence: Evidence, rule: RedundantInGroup) -> Finding:
 
     So the weighted sums over a group are those of all its rollouts: its mean reward, and its advantages.
     """
-    alike = alike_within(evidence.column(SIGNATURE), evidence.groups, rule.threshold)
+    # Signatures are what is large: they are looked up, not copied.
+    alike = alike_within(evidence.frame[SIGNATURE].to_numpy(), evidence.groups, rule.threshold, evidence.chosen)
     cluster = clusters(len(evidence), alike)
     levels, level = np.unique(evidence.column("reward"), return_inverse=True)
     pairs = cluster * len(levels) + level

@@ -11,7 +11,6 @@ from tasks.filtering.features import MEASURED_COLUMNS
 from tasks.filtering.graded import Graded, graders_pass_rate
 from tasks.filtering.metrics import filter_metrics
 from tasks.filtering.output_rules import signatures_of
-from tasks.filtering.rules_config import RedundantAcross
 from tasks.filtering.trajectories import TRAINED_COLUMNS, decide, drop_trained, ledger_frames, trajectory_frames
 
 # Rollouts whose texts and tokens are in memory at once.
@@ -48,7 +47,7 @@ def filter_rollouts(
     metrics = filter_metrics(decided, pass_rate)
     context.log.info("filtering: %d of %d rollouts kept", metrics["kept"], len(decided))
     tables: dict[str, Frames] = {"ledger": ledger_frames(decided)}
-    if any(isinstance(rule, RedundantAcross) for rule in config.rules):
+    if config.stores_signatures:
         tables["signatures"] = signatures_of(decided)
     sampled = rollouts.batches("rollouts", TRAINED_COLUMNS, BATCH_ROWS)
     return Outputs(metrics=metrics, trajectories=trajectory_frames(sampled, decided), **tables)

@@ -43,7 +43,8 @@ def decide(
     newest = rows["iteration"].max() if iteration is None else iteration
     rows = rows.with_columns((pl.lit(newest, pl.Int32) - pl.col("iteration")).clip(lower_bound=0).alias("age"))
     ruled = rows.with_columns(graded="reward").hstack(_ruled(rows, config, earlier).get_columns())
-    keep = [*DECIDED_COLUMNS, *(name for name in (SIGNATURE, DIGEST, "components") if name in rows.columns)]
+    stored = (SIGNATURE, DIGEST) if config.stores_signatures else ()
+    keep = [*DECIDED_COLUMNS, *(name for name in (*stored, "components") if name in rows.columns)]
     # The rules saw the reward as graded: length alone doesn't make an even group worth training on.
     decided = _punish_overlong(ruled.select(*keep, *RULED_COLUMNS), config.overlong)
     return decided.with_columns(pl.Series("advantage", advantages(decided, config), pl.Float64))

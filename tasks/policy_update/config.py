@@ -133,7 +133,7 @@ class PolicyUpdateConfig(StrictConfig):
         0.5,
         gt=0,
         lt=1,
-        description="of the update's rows that may be replayed, the groups of largest variance first; none: all of them",
+        description="of the update's rows that may be replayed, groups of large variance first; none: all of them",
     )
     parameters: Literal["lora", "full"] = Field("lora", description="full: every weight")
     lora: LoraConfig = Field(default_factory=LoraConfig)

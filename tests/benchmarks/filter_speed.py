@@ -25,6 +25,7 @@ from update_speed import Line, show
 REPOSITORY = Path(__file__).parents[2]
 ROLLOUTS, LARGER, PIECE = 160_000, 1_000_000, 50_000
 SAMPLES, TOKENS, SENTENCES = 8, 256, 2_000
+ODD = 0x9E3779B97F4A7C15F39CC0605CEDC835
 SECONDS_LIMIT, MEMORY_LIMIT, GROWTH_LIMIT, PER_ROW_LIMIT = 20.0, 2**30, 1.5, 1.1
 RULES = {
     "the default": [{"rule": "aborted"}, {"rule": "no_variance"}],
@@ -41,6 +42,11 @@ RULES = {
 }
 
 
+def rollout_ids(rows) -> list[str]:
+    """Ids in no order, as hashes are."""
+    return [f"{int(row) * ODD % 2**128:032x}" for row in rows]
+
+
 def pieces(count: int):
     """Frames of rollouts."""
     random = np.random.default_rng(0)
@@ -53,7 +59,7 @@ def pieces(count: int):
         parts = [sentences.gather(random.integers(0, SENTENCES, len(rows))[said]).alias(str(part)) for part in range(9)]
         yield pl.DataFrame(
             {
-                "rollout_id": [f"{row:032x}" for row in rows],
+                "rollout_id": rollout_ids(rows),
                 "prompt_id": [f"{row // SAMPLES:032x}" for row in rows],
                 "sample_index": (rows % SAMPLES).astype(np.int32),
                 "iteration": pl.Series(np.full(len(rows), 3), dtype=pl.Int32),
@@ -75,7 +81,7 @@ def graded(count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     random = np.random.default_rng(1)
     rate = random.beta(0.5, 0.5, count // SAMPLES + 1)
     score = (random.random(count) < rate[np.arange(count) // SAMPLES]).astype(np.float64)
-    ids = pl.Series("rollout_id", [f"{row:032x}" for row in range(count)])
+    ids = pl.Series("rollout_id", rollout_ids(range(count)))
     passed = pl.Series(score > 0)
     one = pl.lit("verifier").alias("name")
     rewards = pl.DataFrame({"rollout_id": ids, "reward": score}).with_columns(
@@ -93,7 +99,8 @@ def graded(count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         cost=pl.lit(0.0),
         policy_id=pl.lit("policy"),
     )
-    return rewards, grades
+    # The grading stage writes rewards by rollout id.
+    return rewards.sort("rollout_id"), grades
 
 
 def commit(home: Path, stage: str, name: str, outputs) -> None:
@@ -140,6 +147,7 @@ def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
     return {
         "seconds": done - started,
         "deciding_s": decided - started,
+        "processor_s": time.process_time(),
         "imported_bytes": imported,
         "bytes": peak_bytes() - imported,
         "kept": outputs.metrics["kept_fraction"],
