@@ -79,11 +79,11 @@ def signatures(shingles: Shingles, rows: int) -> Signatures:
     takes its right neighbour's (Shrivastava and Li 2014); a byte of each minimum is kept (b-bit MinHash, Li and
     Koenig 2010). Equal sets have equal signatures.
     """
-    least = np.full(rows * SLOTS, _EMPTY, dtype=np.uint32)
+    flat = np.full(rows * SLOTS, _EMPTY, dtype=np.uint32)
     slots = shingles.rows * SLOTS + (shingles.hashes >> np.uint64(57)).astype(np.int64)
     values = np.minimum(shingles.hashes & np.uint64(_EMPTY), np.uint64(_EMPTY - 1)).astype(np.uint32)
-    np.minimum.at(least, slots, values)
-    least = least.reshape(rows, SLOTS)
+    np.minimum.at(flat, slots, values)
+    least = flat.reshape(rows, SLOTS)
     places = np.arange(SLOTS, dtype=np.int16)
     filled = np.where(least != _EMPTY, places, np.int16(4 * SLOTS))
     ahead = np.concatenate([filled, filled + np.int16(SLOTS)], axis=1)[:, ::-1]

@@ -41,7 +41,7 @@ class FilteringConfig(StrictConfig):
     """
 
     rules: list[RuleConfig] = Field(
-        default_factory=lambda: [Aborted(rule="aborted"), NoVariance(rule="no_variance")],
+        [Aborted(rule="aborted"), NoVariance(rule="no_variance")],
         description="each with its options: deployments/filters.md",
     )
     baseline: Literal["all", "kept"] = Field(

@@ -78,8 +78,8 @@ def _measured(batch: pl.DataFrame, features: Mapping[str, Feature]) -> pl.DataFr
 
 
 def _no_rollouts() -> pl.DataFrame:
-    types = dict.fromkeys(MEASURED_COLUMNS, pl.String) | {"iteration": pl.Int32, "token_ids": pl.List(pl.Int32)}
-    return pl.DataFrame(schema=types)
+    types = {"iteration": pl.Int32(), "token_ids": pl.List(pl.Int32)}
+    return pl.DataFrame(schema={name: types.get(name, pl.String()) for name in MEASURED_COLUMNS})
 
 
 def normalised(text: pl.Expr) -> pl.Expr:

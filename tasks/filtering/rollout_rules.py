@@ -40,7 +40,7 @@ def uncertain(evidence: Evidence, rule: Uncertain) -> Finding:
     """The uncertainty of the score, against a limit or this iteration's quantile. Unknown ones are kept."""
     uncertainty = evidence.column(f"uncertainty:{rule.grader or ''}")
     threshold = rule.threshold
-    if threshold is None:
+    if rule.quantile is not None:
         known = uncertainty[~np.isnan(uncertainty)]
         threshold = float(np.quantile(known, rule.quantile)) if len(known) else np.inf
-    return Finding(uncertainty, uncertainty > threshold, threshold)
+    return Finding(uncertainty, uncertainty > threshold, np.nan if threshold is None else threshold)

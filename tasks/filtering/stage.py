@@ -1,10 +1,11 @@
 """The stage `filtering`: rollouts and rewards -> trajectories with advantages, and the ledger."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import polars as pl
 
-from storage.artifacts import Artifact, Frames, Outputs
+from storage.artifacts import Artifact, Outputs
 from tasks._stage import StageContext, stage
 from tasks.filtering.config import FilteringConfig
 from tasks.filtering.features import MEASURED_COLUMNS
@@ -33,24 +34,36 @@ def filter_rollouts(
     is kept again. `earlier` are what it made of earlier nights' rollouts, the newest first: `redundant_across` compares
     with them.
     """
-    graded = Graded(rewards.scan("rewards"), rewards.scan("grades") if "grades" in rewards.manifest.tables else None)
-    decided = decide(
-        rollouts.batches("rollouts", MEASURED_COLUMNS, BATCH_ROWS),
-        graded,
-        config,
-        earlier=_signatures(earlier),
-        iteration=context.iteration,
-    )
+    decided = decisions([rollouts], rewards, config, earlier=_signatures(earlier), iteration=context.iteration)
     if trained:
         decided = drop_trained(decided, [each.scan("trajectories") for each in trained])
-    pass_rate = graders_pass_rate(graded.grades) if graded.grades is not None else None
-    metrics = filter_metrics(decided, pass_rate)
+    grades = graded_by(rewards).grades
+    metrics = filter_metrics(decided, None if grades is None else graders_pass_rate(grades))
     context.log.info("filtering: %d of %d rollouts kept", metrics["kept"], len(decided))
-    tables: dict[str, Frames] = {"ledger": ledger_frames(decided)}
-    if config.stores_signatures:
-        tables["signatures"] = signatures_of(decided)
     sampled = rollouts.batches("rollouts", TRAINED_COLUMNS, BATCH_ROWS)
-    return Outputs(metrics=metrics, trajectories=trajectory_frames(sampled, decided), **tables)
+    outputs = Outputs(metrics=metrics, trajectories=trajectory_frames(sampled, decided), ledger=ledger_frames(decided))
+    if config.stores_signatures:
+        outputs.tables["signatures"] = signatures_of(decided)
+    return outputs
+
+
+def decisions(
+    rollouts: Sequence[Artifact],
+    rewards: Artifact,
+    config: FilteringConfig,
+    *,
+    earlier: pl.DataFrame | None = None,
+    iteration: int | None = None,
+) -> pl.DataFrame:
+    """What `decide` says of the rollouts of one or several artifacts, read in pieces."""
+    batches = chain.from_iterable(each.batches("rollouts", MEASURED_COLUMNS, BATCH_ROWS) for each in rollouts)
+    return decide(batches, graded_by(rewards), config, earlier=earlier, iteration=iteration)
+
+
+def graded_by(rewards: Artifact) -> Graded:
+    """The rewards of an artifact, with the grades behind them where it holds them."""
+    grades = rewards.scan("grades") if "grades" in rewards.manifest.tables else None
+    return Graded(rewards.scan("rewards"), grades)
 
 
 def _signatures(earlier: Sequence[Artifact]) -> pl.DataFrame | None:
