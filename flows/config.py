@@ -144,10 +144,11 @@ class RunConfig(StrictConfig):
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")
         for rule in self.filtering.rules:
-            if rule.rule == "majority_only" and rule.grader not in labels:
+            absent = sorted(set(rule.named) - labels)
+            if absent:
                 raise ValueError(
-                    f"filtering.rules: majority_only takes the votes of grader {rule.grader!r}, and there is none; add "
-                    "{grader: majority} to grading.graders, or name one with `grader`"
+                    f"filtering.rules: {rule.kind} reads grader {absent[0]!r}, and there is none; add it to "
+                    f"grading.graders, or name one of {sorted(labels)}"
                 )
         if self.filtering.advantage == "per_component" and not self.grading.composite.is_default:
             raise ValueError(
@@ -157,16 +158,20 @@ class RunConfig(StrictConfig):
 
     def warnings(self) -> list[str]:
         """What is allowed and rarely meant."""
-        kl = self.policy_update.kl
-        if kl.coefficient == 0:
-            return []
-        right = RIGHT_GRADIENT[kl.place]
-        if kl.estimator in right:
-            return []
-        return [
-            f"policy_update.kl: {kl.estimator} in the {kl.place} has not the gradient of KL(policy || reference) "
-            f"({WRONG_GRADIENT[kl.place, kl.estimator]}); {' or '.join(right)} has"
-        ]
+        update, found = self.policy_update, []
+        if update.replays_uncorrected:
+            found.append(
+                "policy_update.replay_iterations: replayed rollouts train as if today's policy had sampled them; set "
+                "policy_update.correction to {kind: truncate}"
+            )
+        right = RIGHT_GRADIENT[update.kl.place]
+        if update.kl.coefficient > 0 and update.kl.estimator not in right:
+            found.append(
+                f"policy_update.kl: {update.kl.estimator} in the {update.kl.place} has not the gradient of "
+                f"KL(policy || reference) ({WRONG_GRADIENT[update.kl.place, update.kl.estimator]}); "
+                f"{' or '.join(right)} has"
+            )
+        return found
 
     def resolved_root(self) -> str:
         """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""

@@ -81,7 +81,12 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     rollouts, drawn, _ = sampled
     settled = settle_grades(state, config, run, sampled, graders)
     history = record_history(state, config, run, history, [(rollouts, settled.rewards)], graders, reward_model)
-    kept = filter_rollouts(rollouts=rollouts, rewards=settled.rewards, config=config.filtering)
+    kept = filter_rollouts(
+        rollouts=rollouts,
+        rewards=settled.rewards,
+        earlier=_filtered(config, run, config.filtering.earlier_nights),
+        config=config.filtering,
+    )
     pairs = collect_preferences(
         rollouts=rollouts,
         rewards=settled.rewards,
@@ -95,7 +100,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         )
     challenger = update(
         trajectories=kept,
-        replayed=_replayed(config, run),
+        replayed=_filtered(config, run, config.policy_update.replay_iterations),
         preferences=pairs if config.policy_update.on_stored_pairs else None,
         policy=policy,
         reference=_reference(policy, config, run),
@@ -232,11 +237,11 @@ def _reference(policy: Artifact, config: RunConfig, run: RunContext) -> Artifact
     return None if first.id == policy.id else first
 
 
-def _replayed(config: RunConfig, run: RunContext) -> list[Artifact]:
-    """The trajectories of earlier iterations that train again, the newest first."""
+def _filtered(config: RunConfig, run: RunContext, count: int) -> list[Artifact]:
+    """What the filter made of the last `count` iterations before this one, the newest first."""
     campaign = Campaign(run.root, config.campaign)
     earlier = [k for k in campaign.iterations() if FIRST < k < run.iteration]
-    kept = reversed(earlier[len(earlier) - min(config.policy_update.replay_iterations, len(earlier)) :])
+    kept = reversed(earlier[len(earlier) - min(count, len(earlier)) :])
     return [Artifact.at(run.root, campaign.state(k).steps["filtering"]) for k in kept]
 
 

@@ -266,6 +266,14 @@ class LedgerEntry(dy.Schema):
     threshold = dy.Float64(nullable=True, description="what the rule compared it with")
 
 
+class OutputSignature(dy.Schema):
+    """What later nights compare their outputs with: written for kept rollouts where a rule asks for it."""
+
+    rollout_id = _identifier(primary_key=True)
+    digest = dy.UInt64(nullable=True, description="64 bits of BLAKE2 of the text without case and extra blanks")
+    signature = dy.List(dy.UInt8(), nullable=True, description="MinHash of the token 5-grams, a byte per slot")
+
+
 class Preference(dy.Schema):
     """Two answers to one prompt, the better one first."""
 
@@ -333,6 +341,7 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "grader_agreement": GraderAgreement,
     "trajectories": Trajectory,
     "ledger": LedgerEntry,
+    "signatures": OutputSignature,
     "preferences": Preference,
     "evaluation": EvaluatedPrompt,
     "steps": TrainingStep,

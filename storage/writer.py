@@ -65,16 +65,19 @@ class ArtifactWriter:
         schema = arrow_schema(table)
         content = hashlib.blake2b(digest_size=16)
         rows, key = 0, RECORDS[table].primary_key()
-        keys: list[pl.DataFrame] = []
+        hashes: list[pl.Series] = []
         with pq.ParquetWriter(local, schema, compression="zstd") as parquet:
             for frame in _frames(frames):
                 valid = validate(table, frame)
                 rows += len(valid)
-                keys.append(valid.select(key))
+                if key:
+                    hashes.append(valid.select(key).hash_rows())
                 arrow = _to_arrow(valid, schema)
                 content.update(_content_bytes(table, arrow))
                 parquet.write_table(arrow, row_group_size=ROW_GROUP_ROWS)
-        _refuse_doubled(self.artifact, table, keys)
+        # Eight bytes a row raise the suspicion, the keys themselves decide. Each frame alone was checked.
+        if len(hashes) > 1 and pl.concat(hashes).is_duplicated().any():
+            _refuse_doubled(self.artifact, table, pl.read_parquet(local, columns=key))
         entry = self._store_file(local, name, rows=rows)
         record = RECORDS[table].__name__
         self.tables[table] = TableEntry(
@@ -160,15 +163,12 @@ def _content_bytes(table: str, rows: pa.Table) -> memoryview:
     return sink.getbuffer()
 
 
-def _refuse_doubled(artifact: Artifact, table: str, keys: list[pl.DataFrame]) -> None:
-    """A key may occur once over all the frames, or all the shards, of a table; each alone was checked."""
-    if len(keys) < 2 or not keys[0].columns:
-        return
-    together = pl.concat(keys)
-    doubled = together.filter(together.is_duplicated())
+def _refuse_doubled(artifact: Artifact, table: str, keys: pl.DataFrame) -> None:
+    """A key may occur once over all the frames, or all the shards, of a table."""
+    doubled = keys.filter(keys.is_duplicated())
     if len(doubled):
         raise StageFailed(
-            f"{artifact.id}: {keys[0].columns} of {table!r} occurs twice over its frames or the shards, "
+            f"{artifact.id}: {keys.columns} of {table!r} occurs twice over its frames or the shards, "
             f"first {doubled.row(0)}"
         )
 
@@ -180,4 +180,4 @@ def _check_unique_keys(artifact: Artifact, manifest: Manifest) -> None:
         key = RECORDS[name].primary_key()
         if key and len(entry.files) > 1:
             paths = [f"{artifact.folder}/{file.name}" for file in entry.files]
-            _refuse_doubled(artifact, name, [store.read_columns(path, key) for path in paths])
+            _refuse_doubled(artifact, name, pl.concat([store.read_columns(path, key) for path in paths]))

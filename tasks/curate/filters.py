@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from storage.errors import InputError
-from tasks._sources.language import known_languages, letters_of, ranked_languages
+from tasks._maths.languages import known_languages, letters_of, ranked_languages
 from tasks._sources.rows import Rejection, excerpt
 from tasks.curate.filters_config import FiltersConfig, LanguageFilter, LengthFilter, SafetyFilter
 from tasks.curate.patterns import compiled, patterns_digest

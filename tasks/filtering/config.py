@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig
+from tasks.filtering.rules_config import Aborted, NoVariance, RedundantAcross, RuleConfig
 
 Advantage = Literal[
     "group_mean",
@@ -18,14 +19,6 @@ Advantage = Literal[
     "positive_reward",
     "best_of_n",
 ]
-
-
-class RuleConfig(StrictConfig):
-    """One rule of `tasks.filtering.rules` and its threshold."""
-
-    rule: Literal["no_variance", "truncated", "aborted", "majority_only", "best_only"]
-    threshold: float | None = Field(default=None, ge=0, description="default: the rule's own")
-    grader: str = Field("majority", min_length=1, description="majority_only: the grader whose votes it takes")
 
 
 class OverlongConfig(StrictConfig):
@@ -48,9 +41,11 @@ class FilteringConfig(StrictConfig):
     """
 
     rules: list[RuleConfig] = Field(
-        default_factory=lambda: [RuleConfig(rule="aborted"), RuleConfig(rule="no_variance")],
-        description="no_variance: groups whose rewards' standard deviation is at most the threshold; majority_only: "
-        "what the majority's answer isn't; best_only: all but the threshold's number (1) of best rewards in a group",
+        [Aborted(rule="aborted"), NoVariance(rule="no_variance")],
+        description="each with its options: deployments/filters.md",
+    )
+    baseline: Literal["all", "kept"] = Field(
+        "all", description="what advantages are taken against: all complete rollouts; kept: biased by the filter"
     )
     overlong: OverlongConfig | None = Field(None, description="added to the reward before the advantage is taken")
     advantage: Advantage = Field(
@@ -69,3 +64,13 @@ class FilteringConfig(StrictConfig):
         if self.overlong is not None and self.advantage == "per_component":
             raise ValueError("per_component normalises the graders' scores one by one: overlong has no place in it")
         return self
+
+    @property
+    def stores_signatures(self) -> bool:
+        """Whether later nights may compare their outputs with this one's."""
+        return any(isinstance(rule, RedundantAcross) for rule in self.rules)
+
+    @property
+    def earlier_nights(self) -> int:
+        """How many earlier iterations the rules compare with."""
+        return max((rule.nights for rule in self.rules if isinstance(rule, RedundantAcross)), default=0)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from storage.artifacts import Artifact, Outputs
-from tasks._stage import stage
+from tasks._stage import StageContext, stage
 from tasks.filtering.config import FilteringConfig
-from tasks.filtering.stage import filter_rollouts
-from tasks.filtering.trajectories import decide
+from tasks.filtering.stage import decisions, filter_rollouts
 
 
 def rules_version() -> int:
@@ -17,10 +16,11 @@ def rules_version() -> int:
 
 
 @stage("survivors", version=1, extra=rules_version)
-def count_survivors(rollouts: Sequence[Artifact], rewards: Artifact, config: FilteringConfig) -> Outputs:
+def count_survivors(
+    rollouts: Sequence[Artifact], rewards: Artifact, config: FilteringConfig, *, context: StageContext
+) -> Outputs:
     """The groups of the rounds so far, and how many of them have a rollout that every rule keeps."""
-    sampled = pl.concat([each.scan("rollouts") for each in rollouts])
-    decided = decide(sampled, rewards.scan("rewards"), config)
+    decided = decisions(rollouts, rewards, config, iteration=context.iteration)
     groups = decided.group_by("group_id").agg(pl.col("kept").any())
     counts = {"groups": len(groups), "surviving": int(groups["kept"].sum())}
     return Outputs(metrics={name: float(count) for name, count in counts.items()}, facts=counts)

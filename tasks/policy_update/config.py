@@ -128,7 +128,13 @@ class PolicyUpdateConfig(StrictConfig):
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     critic: CriticConfig = Field(default_factory=CriticConfig)
     pairs: PairConfig = Field(default_factory=PairConfig)
-    replay_iterations: int = unhashed(0, "earlier iterations whose trajectories train again", ge=0)
+    replay_iterations: int = unhashed(0, "earlier iterations whose informative groups train again", ge=0)
+    replay_share: float | None = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="of the update's rows that may be replayed, groups of large variance first; none: all of them",
+    )
     parameters: Literal["lora", "full"] = Field("lora", description="full: every weight")
     lora: LoraConfig = Field(default_factory=LoraConfig)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -181,6 +187,16 @@ class PolicyUpdateConfig(StrictConfig):
     def on_stored_pairs(self) -> bool:
         """Whether it learns from the preferences stage's pairs, not from the trajectories."""
         return self.on_pairs and self.pairs.source == "preferences"
+
+    @property
+    def replays_uncorrected(self) -> bool:
+        """Whether older rollouts train without a factor for the policy that sampled them.
+
+        The ratio to the engine's log-probabilities is one; pairs and KTO need none.
+        """
+        rated = self.objective != "likelihood" and self.old_logprobs == "engine"
+        apart = self.on_pairs or self.objective == "kto"
+        return self.replay_iterations > 0 and self.correction.kind == "none" and not (rated or apart)
 
     @property
     def needs_reference(self) -> bool:

@@ -8,13 +8,14 @@ from storage.policies import base_of, resolve_policy
 from tasks._devices import dtype_in_use
 from tasks._stage import StageContext, stage
 from tasks.policy_update.config import PolicyUpdateConfig
+from tasks.policy_update.replay import choose_replayed
 from tasks.policy_update.rows import check_served, join_replayed
 
 if TYPE_CHECKING:
     from tasks.policy_update.policy import PolicyFolders
 
 
-@stage("policy_update", version=2, extra=dtype_in_use)
+@stage("policy_update", version=3, extra=dtype_in_use)
 def update(
     trajectories: Artifact,
     replayed: list[Artifact],
@@ -29,7 +30,8 @@ def update(
 ) -> Outputs:
     """The policy after some optimizer steps over the trajectories.
 
-    `replayed` are the trajectories of earlier iterations, the newest first; `late` those whose grades came only now,
+    `replayed` are the trajectories of earlier iterations, the newest first, of which the most informative groups train
+    again; `late` those whose grades came only now,
     by their age in iterations; `preferences` the pairs of objectives on stored pairs; `reference` the reference
     policy, where it isn't the policy itself.
     """
@@ -38,8 +40,13 @@ def update(
 
     fresh = trajectories.read("trajectories")
     check_served(fresh, policy.fingerprint)
-    aged = [*enumerate(replayed, start=1), *((int(age), artifact) for age, artifact in (late or {}).items())]
-    older = [(age, artifact.read("trajectories")) for age, artifact in aged]
+    again = choose_replayed(
+        len(fresh),
+        [(age, artifact.scan("trajectories")) for age, artifact in enumerate(replayed, start=1)],
+        max_share=config.replay_share,
+        max_age=config.correction.max_age,
+    )
+    older = [*again, *((int(age), artifact.read("trajectories")) for age, artifact in (late or {}).items())]
     lessons = Lessons(
         trajectories=join_replayed(fresh, older, config.correction.max_age),
         preferences=preferences.read("preferences") if preferences else None,

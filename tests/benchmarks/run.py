@@ -6,6 +6,7 @@
 4. One policy update over that iteration's trajectories, against the machine's matrix product and TRL's GRPOTrainer.
 5. Code sandboxes started, against bare interpreters.
 6. The cheap verifiers over 100,000 stored rollouts, against 25,000 rollouts/s on a core; their memory, against flat.
+7. The filter over 160,000 rollouts against 20 s and 1 GiB, over 1,000,000 against flat memory and linear time.
 """
 
 import json
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import filter_speed
 import polars as pl
 import verifier_speed
 from sandbox_speed import measure_sandbox
@@ -190,6 +192,7 @@ def main() -> int:
         results += [show(line) for line in measure(trajectories, base, home / "update")]
         results += [show(line) for line in measure_sandbox()]
         results += [show(line) for line in verifier_speed.measure(home / "verifiers")]
+        results += [show(line) for line in filter_speed.measure(home / "filter")]
     return 0 if all(results) else 1
 
 

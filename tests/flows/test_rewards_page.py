@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_told_with_the_nearest_name(step, message):
 
 def test_the_filter_and_the_composite_are_checked_together():
     majority = {"filtering": {"rules": [{"rule": "majority_only"}]}, "grading": {"graders": GRADERS}}
-    with pytest.raises(InputError, match="majority_only takes the votes of grader 'majority', and there is none"):
+    with pytest.raises(InputError, match="majority_only reads grader 'majority', and there is none"):
         parse_config(REST | majority, "page")
     twice = {
         "filtering": {"advantage": "per_component"},

@@ -21,7 +21,7 @@ from storage.policies import register_base
 from storage.records import Prompt
 from tasks._engines import pool as engines
 from tasks._stage import RunContext, StoppedAfter, run_context
-from tasks.filtering.trajectories import decide
+from tasks.filtering.stage import decisions
 
 KINDS = ("easy", "hard", "mixed")
 PAGE = (Path(__file__).parents[2] / "deployments" / "rounds.md").read_text(encoding="utf-8")
@@ -144,9 +144,7 @@ def test_screening_samples_the_rest_where_the_first_vary(night):
     assert sorted(grades["rollout_id"]) == sorted(rollouts["rollout_id"])
     assert sampled.grading.metrics["reward_mean"] == 0.5
     # The filter sees whole groups: the baseline of a group that went on is that of all of its samples.
-    decided = decide(
-        sampled.rollouts.scan("rollouts"), sampled.grading.scan("rewards"), parse_config(document(), "t").filtering
-    )
+    decided = decisions([sampled.rollouts], sampled.grading, parse_config(document(), "t").filtering)
     kept = decided.filter("kept")
     assert set(kept["group_id"]) == {f"mixed{index}" for index in range(4)} and len(kept) == 32
     assert sorted(set(kept["advantage"])) == [-0.5, 0.5]

@@ -1,9 +1,9 @@
-"""The language of an answer, told by `tasks._sources.language`."""
+"""The language of an answer, told by `tasks._maths.languages`."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tasks._sources.language import known_languages, letters_of, ranked_languages
+from tasks._maths.languages import known_languages, letters_of, ranked_languages
 from tasks.grading.verdict import Verdict, checked_flags, checked_names, checked_param, is_share, is_whole, read_once
 from tasks.grading.verdict import with_defaults as over
 
