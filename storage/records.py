@@ -60,6 +60,16 @@ class RejectedRow(dy.Schema):
     expected = dy.String(nullable=True)
 
 
+class CoverageMeasure(dy.Schema):
+    """One number of what a pool covers: the share of a domain or topic, a quantile of lengths, how varied it is."""
+
+    measure = dy.Enum(["domain", "length", "topic", "diversity"], primary_key=True)
+    name = dy.String(primary_key=True, description="domain, quantile of words per prompt, number of the topic, vendi")
+    prompts = dy.Int64(min=0, description="prompts that it was measured on; of a domain or topic those in it")
+    value = dy.Float64(min=0, description="share of the prompts; words; effective number of different prompts")
+    words = dy.List(dy.String(), description="what tells a topic from the rest; else empty")
+
+
 class BatchEntry(dy.Schema):
     """A prompt of this iteration and how many samples it gets."""
 
@@ -286,6 +296,7 @@ class ScoredPair(dy.Schema):
 RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
+    "coverage": CoverageMeasure,
     "batch": BatchEntry,
     "prompt_history": PromptUse,
     "rollouts": Rollout,

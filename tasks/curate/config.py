@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
+from tasks.curate.dedup_config import CoverageConfig, EmbeddingConfig, EvaluationSetConfig
 
 
 class VerifierConfig(StrictConfig):
@@ -59,3 +60,6 @@ class CurateConfig(StrictConfig):
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="the stage fails above this share of bad rows (duplicates don't count)"
     )
+    embeddings: EmbeddingConfig | None = Field(None, description="near duplicates by meaning too; none: by words alone")
+    decontaminate: list[EvaluationSetConfig] = Field([], description="sets whose texts no prompt may repeat")
+    coverage: CoverageConfig = Field(CoverageConfig(), description="the report of what the pool covers")

@@ -6,6 +6,7 @@
 4. One policy update over that iteration's trajectories, against the machine's matrix product and TRL's GRPOTrainer.
 5. Code sandboxes started, against bare interpreters.
 6. The cheap verifiers over 100,000 stored rollouts, against 25,000 rollouts/s on a core; their memory, against flat.
+7. A million prompts: near-duplicate search and the whole of curate, against datasketch and limits of time and memory.
 """
 
 import json
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import curate_speed
 import polars as pl
 import verifier_speed
 from sandbox_speed import measure_sandbox
@@ -189,6 +191,7 @@ def main() -> int:
         results += [show(line) for line in measure(trajectories, base, home / "update")]
         results += [show(line) for line in measure_sandbox()]
         results += [show(line) for line in verifier_speed.measure(home / "verifiers")]
+        results += [show(line) for line in curate_speed.measure_all(home / "curate")]
     return 0 if all(results) else 1
 
 
