@@ -7,6 +7,7 @@ lie in a file.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tasks.curate.words import Hashes, Places, Ragged, mixed, ngrams, offsets_of, row_sums, spans, whole_texts
+from tasks.curate.words import Hashes, Places, Ragged, mixed, ngrams, offsets_of, row_sums, whole_texts
 
 SHINGLE_WORDS = 3
 PERMUTATIONS = 128
@@ -34,14 +35,15 @@ PAIR_BLOCK, ELEMENT_BLOCK = NUMBERED, 1 << 22
 WINDOW = 32
 ESTIMATE_DEVIATIONS = 4.0
 THREADS = 2
+HASH_BYTES = 8
 Sketches = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
 class Bands(NamedTuple):
-    """Two texts are candidates when all `rows` minima of one of `count` bands agree."""
+    """Two texts are candidates when all `rows` minima of one of `number` bands agree."""
 
-    count: int
+    number: int
     rows: int
 
 
@@ -120,8 +122,8 @@ def minima(sets: Ragged) -> NDArray[np.uint32]:
 
 def band_hashes(signatures: NDArray[np.uint32], bands: Bands) -> NDArray[np.uint32]:
     """A 32-bit hash of each band of each signature, (bands, texts)."""
-    out = np.empty((bands.count, len(signatures)), np.uint32)
-    for band in range(bands.count):
+    out = np.empty((bands.number, len(signatures)), np.uint32)
+    for band in range(bands.number):
         total = np.zeros(len(signatures), np.uint64)
         for place in range(band * bands.rows, (band + 1) * bands.rows):
             total = mixed(total ^ signatures[:, place])
@@ -176,7 +178,7 @@ class ShingleIndex:
             return clusters.labels
         distinct = np.flatnonzero(kept & (clusters.labels == np.arange(len(kept))))
         checker = _Checker(self.threshold, self._sets, self._sketches, np.concatenate(self._sizes))
-        for band in range(self._bands.count):
+        for band in range(self._bands.number):
             hashes = np.concatenate([part[band] for part in self._band_hashes])
             for left, right in _neighbours(hashes[distinct], distinct, clusters):
                 similar = checker.similar(left, right)
@@ -271,13 +273,23 @@ class _Checker:
     def _shared(self, left: Places, right: Places) -> Places:
         """How many shingles the two of each pair have in common: a value that is there twice after sorting."""
         texts = np.stack([left, right], axis=1).reshape(-1)
-        starts, sizes = self._offsets[texts], self._sizes[texts]
-        shingles = np.memmap(self._path, np.uint64, mode="r")  # of this block alone: its pages leave with it
+        sizes = self._sizes[texts]
         pairs = np.repeat(np.arange(len(left), dtype=np.uint64), sizes[0::2] + sizes[1::2])
-        keys = (pairs << HASH_BITS) | np.asarray(shingles[spans(starts, sizes)])
+        keys = (pairs << HASH_BITS) | self._read(texts, sizes)
         keys.sort()
         twice = keys[1:][keys[1:] == keys[:-1]]
         return np.bincount((twice >> HASH_BITS).astype(np.int64), minlength=len(left))
+
+    def _read(self, texts: Places, sizes: Places) -> Hashes:
+        """The shingles of some texts, one after the other. Not by a memory map: its pages would count as memory."""
+        shingles = np.empty(int(sizes.sum()), np.uint64)
+        ends = np.cumsum(sizes) * HASH_BYTES
+        begins, places = ends - sizes * HASH_BYTES, self._offsets[texts] * HASH_BYTES
+        target = shingles.view(np.uint8).data
+        with self._path.open("rb", buffering=0) as file:
+            for place, begin, end in zip(places.tolist(), begins.tolist(), ends.tolist(), strict=True):
+                os.preadv(file.fileno(), [target[begin:end]], place)
+        return shingles
 
 
 def _pair_blocks(pairs: Places, elements: Places) -> Iterator[Places]:

@@ -1,6 +1,6 @@
 """The whole of `curate`, pure: sources in, the pool of prompts and the rejected rows out, in bounded memory.
 
-Prompts go to files as they are read; only numbers stay in memory (`spool`, `minhash`: about 350 bytes a prompt).
+Prompts go to files as they are read; only numbers stay in memory (`spool`, `minhash`: about 350 bytes of each).
 """
 
 import tempfile

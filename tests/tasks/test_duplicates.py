@@ -204,7 +204,7 @@ def test_a_bucket_of_unlike_texts_is_compared_within_a_window(compared, tmp_path
     index._band_hashes = [np.zeros_like(part) for part in index._band_hashes]
     clusters = index.clusters(np.ones(len(texts), bool))
     np.testing.assert_array_equal(clusters, np.arange(len(texts)))
-    assert sum(compared) <= len(texts) * minhash.WINDOW * best_bands(0.8).count
+    assert sum(compared) <= len(texts) * minhash.WINDOW * best_bands(0.8).number
 
 
 def test_texts_that_are_not_kept_join_nothing(tmp_path):
