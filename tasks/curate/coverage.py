@@ -13,7 +13,7 @@ from tasks.curate.dedup_config import CoverageConfig
 
 TOP_WORDS = 5
 MOST_WORDS = 20_000
-RESTARTS = 4
+RESTARTS = 2
 Matrix = NDArray[np.float64]
 
 

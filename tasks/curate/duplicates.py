@@ -1,16 +1,14 @@
 """Exact duplicates are set aside; near duplicates share a cluster, so that a split never parts them."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.curate.minhash import Labels, ShingleIndex
-from tasks.curate.words import Hashes, hashed_words
+from tasks.curate.near_duplicates import Labels
+from tasks.curate.words import Hashes
 
 ID_BYTES = 16
 TEXTS_AT_A_TIME = 4096
@@ -19,15 +17,6 @@ TEXTS_AT_A_TIME = 4096
 def chat_text(messages: Sequence[dict[str, str]]) -> str:
     """What of a chat is compared: its turns without the system message, which prompts share."""
     return " ".join(message["content"] for message in messages if message["role"] != "system")
-
-
-def cluster_near_duplicates(texts: Sequence[str], threshold: float) -> Labels:
-    """For each text the lowest index of its cluster: the search of `minhash.ShingleIndex` over texts in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        index = ShingleIndex(threshold, Path(folder))
-        for first in range(0, len(texts), TEXTS_AT_A_TIME):
-            index.add(hashed_words(texts[first : first + TEXTS_AT_A_TIME]))
-        return index.clusters(np.ones(len(texts), bool))
 
 
 def id_numbers(prompt_ids: Sequence[str]) -> Hashes:

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from storage.errors import InputError
 from tasks.curate.dedup_config import EmbeddingConfig
-from tasks.curate.minhash import Clusters, Labels
+from tasks.curate.near_duplicates import Clusters, Labels
 from tasks.curate.words import hashed_words, mixed
 
 Vectors = Float32[np.ndarray, "texts dimensions"]
@@ -45,9 +45,9 @@ def join_by_cosine(clusters: Clusters, members: Labels, vectors: Vectors, thresh
         for left in range(top - top % COLUMNS, len(members), COLUMNS):
             columns = members[left : left + COLUMNS]
             near = vectors[top : top + ROWS] @ vectors[left : left + COLUMNS].T >= threshold
-            near &= clusters.labels[rows][:, None] != clusters.labels[columns][None, :]
             one, other = np.nonzero(near)
-            clusters.join(rows[one], columns[other])
+            apart = clusters.labels[rows[one]] != clusters.labels[columns[other]]
+            clusters.join(rows[one[apart]], columns[other[apart]])
 
 
 def refuse_too_many(prompts: int, config: EmbeddingConfig) -> None:

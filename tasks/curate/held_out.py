@@ -8,7 +8,7 @@ from storage.errors import InputError
 from storage.fingerprints import digest
 from tasks.curate.config import CurateConfig
 from tasks.curate.duplicates import id_names
-from tasks.curate.minhash import Labels
+from tasks.curate.near_duplicates import Labels
 from tasks.curate.words import Hashes
 
 

@@ -1,6 +1,6 @@
 """The whole of `curate`, pure: sources in, the pool of prompts and the rejected rows out, in bounded memory.
 
-Prompts go to files as they are read; only numbers stay in memory (`spool`, `minhash`: about 350 bytes of each).
+Prompts go to files as they are read; only numbers stay in memory (`spool`, `near_duplicates`: about 350 bytes of each).
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from tasks.curate.decontaminate import EvaluationSet, Overlap, read_set
 from tasks.curate.duplicates import TEXTS_AT_A_TIME, chat_text, first_of_each, id_names, smallest_of_cluster
 from tasks.curate.embeddings import embedder, join_by_cosine, refuse_too_many
 from tasks.curate.held_out import hold_out
-from tasks.curate.minhash import Clusters, Labels, ShingleIndex
+from tasks.curate.near_duplicates import Clusters, Labels, ShingleIndex
 from tasks.curate.normalise import prompt_of_row
 from tasks.curate.sources import read_source
 from tasks.curate.spool import BadRows, Marks, Pool, PoolIndex, Progress, Spool, chat_texts

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.records import Prompt, RejectedRow
 from tasks._sources.rows import SHOWN_EXAMPLES, Rejection, rejected_frame
 from tasks.curate.duplicates import chat_text, id_names, id_numbers
-from tasks.curate.minhash import Labels
+from tasks.curate.near_duplicates import Labels
 from tasks.curate.words import Hashes
 
 LATER = ("split", "cluster_id")

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 MILLION, FEWER, PEER = 1_000_000, 250_000, 20_000
 WORDS, VOCABULARY, AT_A_TIME = 100, 50_000, 10_000
 NEAR, EXACT = 0.20, 0.05
-SEARCH_LIMIT_S, CURATE_LIMIT_S, PEER_LIMIT, LINEAR_LIMIT = 90, 400, 5.0, 1.2
+SEARCH_LIMIT_S, CURATE_LIMIT_S, PEER_LIMIT, LINEAR_LIMIT = 90, 400, 5.0, 1.3
 MEMORY_LIMIT_GIB, BYTES_LIMIT = 2.5, 1000
 THRESHOLD = 0.8
 
@@ -64,7 +64,7 @@ def texts_of(path: Path, count: int):
 
 def search(path: Path, count: int) -> dict:
     """Seconds and peak memory of the near-duplicate search, and the clusters that it finds."""
-    from tasks.curate.minhash import ShingleIndex
+    from tasks.curate.near_duplicates import ShingleIndex
     from tasks.curate.words import hashed_words
 
     hashed_words(["warm up: the tables of characters"])

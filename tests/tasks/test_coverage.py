@@ -1,6 +1,5 @@
 """What a pool covers: the Vendi score by hand, topics that are known, the table, the picture, the stage."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -109,38 +108,6 @@ def test_the_table_and_the_picture_say_the_same_each_time(tmp_path):
     assert coverage.metrics() == {"domains": 2.0, "largest_domain_share": 0.75, "words_p50": 8.0, "vendi": 2.5}
     first = draw_coverage(coverage, tmp_path / "one.png").read_bytes()
     assert first == draw_coverage(coverage, tmp_path / "two.png").read_bytes()
-
-
-def test_the_stage_writes_coverage_as_table_picture_and_metrics(prefect_server, mlflow_server, tmp_path):
-    from prefect import flow
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from storage.tracking import Tracker
-    from tasks._stage import RunContext, run_context
-    from tasks.curate.stage import curate
-
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"q": text}) + "\n" for text in [*themed(40), themed(1)[0]]))
-    source = {"path": str(path), "prompt_field": "q", "verifier": {"name": "length"}, "domain": "trivia"}
-    config = CurateConfig(sources=[source], eval_prompts=5)
-    tracker = Tracker(mlflow_server, "coverage")
-    run_id = tracker.start_run("one", parent=None, config={}, tags={}, note="")
-
-    @flow(name="coverage")
-    def body():
-        context = RunContext(str(tmp_path / "root"), "c", 1, tracker=tracker, mlflow_run_id=run_id)
-        with run_context(context):
-            return curate(config=config, seed=0)
-
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
-        made = body()
-    prompts, frame = made.read("prompts"), made.read("coverage")
-    assert len(prompts) == made.metrics["prompts"] == 41 - made.metrics["rejected_exact_duplicate"]
-    assert frame.filter(measure="domain")["name"].to_list() == ["trivia"]
-    assert made.metrics["coverage/vendi"] == frame.filter(measure="diversity")["value"].item()
-    assert made.file("coverage.png").stat().st_size > 1000
-    assert [each.path for each in tracker._client.list_artifacts(run_id, "curate")] == ["curate/coverage.png"]
-    assert tracker._client.get_run(run_id).data.metrics["curate/coverage/domains"] == 1
 
 
 PAGE = (Path(__file__).parents[2] / "deployments" / "coverage.md").read_text()

@@ -1,5 +1,8 @@
 """Near duplicates: hashed words, shingles and bands against plain Python, every pair, and datasketch."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasketch.lsh import _optimal_param
@@ -8,17 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks._sources.split import split_by_cluster
-from tasks.curate import minhash
+from tasks.curate import near_duplicates
 from tasks.curate.config import CurateConfig
 from tasks.curate.duplicates import (
-    cluster_near_duplicates,
     first_of_each,
     id_names,
     id_numbers,
     smallest_of_cluster,
 )
 from tasks.curate.held_out import hold_out
-from tasks.curate.minhash import PERMUTATIONS, ShingleIndex, best_bands, minima, shingle_sets
+from tasks.curate.minhash import PERMUTATIONS, best_bands, minima, shingle_sets
+from tasks.curate.near_duplicates import Clusters, ShingleIndex
 from tasks.curate.words import hashed_words, ngrams, whole_texts, words_of
 
 VOCABULARY = ("sun", "moon", "rain", "old", "pond", "frog", "leaps", "in", "water", "sound")
@@ -41,6 +44,14 @@ def varied(count: int, seed: int) -> list[str]:
             row = draw.choice(words, draw.integers(5, 60))
         rows.append(row)
     return [" ".join(row) for row in rows]
+
+
+def cluster_near_duplicates(texts: list[str], threshold: float) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        index = ShingleIndex(threshold, Path(folder))
+        for first in range(0, len(texts), 4096):
+            index.add(hashed_words(texts[first : first + 4096]))
+        return index.clusters(np.ones(len(texts), bool))
 
 
 def pairs(clusters) -> set[tuple[int, int]]:
@@ -171,13 +182,13 @@ def test_a_threshold_of_one_joins_equal_texts_alone():
 def compared(monkeypatch):
     """How many pairs each call of the exact check got."""
     counts: list[int] = []
-    similar = minhash._Checker.similar
+    similar = near_duplicates._Checker.similar
 
     def counted(self, left, right):
         counts.append(len(left))
         return similar(self, left, right)
 
-    monkeypatch.setattr(minhash._Checker, "similar", counted)
+    monkeypatch.setattr(near_duplicates._Checker, "similar", counted)
     return counts
 
 
@@ -204,7 +215,14 @@ def test_a_bucket_of_unlike_texts_is_compared_within_a_window(compared, tmp_path
     index._band_hashes = [np.zeros_like(part) for part in index._band_hashes]
     clusters = index.clusters(np.ones(len(texts), bool))
     np.testing.assert_array_equal(clusters, np.arange(len(texts)))
-    assert sum(compared) <= len(texts) * minhash.WINDOW * best_bands(0.8).number
+    assert sum(compared) <= len(texts) * near_duplicates.WINDOW * best_bands(0.8).number
+
+
+def test_any_number_of_links_between_two_clusters_join_them():
+    for links in (1, 255, 256, 65_536):
+        clusters = Clusters(np.arange(4))
+        clusters.join(np.full(links, 3), np.full(links, 1))
+        assert clusters.labels.tolist() == [0, 1, 2, 1]
 
 
 def test_texts_that_are_not_kept_join_nothing(tmp_path):
