@@ -10,6 +10,7 @@ from flows.measured import pass_rates, pool_size, throughput
 from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
+from tasks.curate.decontaminate import check_sets
 from tasks.curate.sources import check_sources
 from tasks.grading.checks import check_graders, check_iterations
 from tasks.grading.judges.config import CHAMPION
@@ -27,6 +28,9 @@ def check_inputs(config: RunConfig) -> None:
             find_base(expansion.expand.model)
     check_iterations(config.grading)
     check_sources(config.curate)
+    check_sets(config.curate.decontaminate)
+    if config.curate.embeddings is not None and config.curate.embeddings.model is not None:
+        find_base(config.curate.embeddings.model)
     check_graders(
         config.grading, [source.verifier.name for source in config.curate.sources if source.verifier is not None]
     )

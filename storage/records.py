@@ -74,6 +74,16 @@ class ExpandedPrompt(dy.Schema):
     nearest = dy.String(nullable=True, description="where that came from; null where no word is shared")
 
 
+class CoverageMeasure(dy.Schema):
+    """One number of what a pool covers: the share of a domain or topic, a quantile of lengths, how varied it is."""
+
+    measure = dy.Enum(["domain", "length", "topic", "diversity"], primary_key=True)
+    name = dy.String(primary_key=True, description="domain, quantile of words per prompt, number of the topic, vendi")
+    prompts = dy.Int64(min=0, description="prompts that it was measured on; of a domain or topic those in it")
+    value = dy.Float64(min=0, description="share of the prompts; words; effective number of different prompts")
+    words = dy.List(dy.String(), description="what tells a topic from the rest; else empty")
+
+
 class BatchEntry(dy.Schema):
     """A prompt of this iteration and how many samples it gets."""
 
@@ -329,6 +339,7 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
     "expanded": ExpandedPrompt,
+    "coverage": CoverageMeasure,
     "batch": BatchEntry,
     "sampled_before": SampledBefore,
     "prompt_history": PromptUse,

@@ -97,7 +97,7 @@ class Tracker:
     def log_stage(
         self, run_id: str, artifact: Artifact, manifest: Manifest, step: str, inputs: Mapping[str, Artifact]
     ) -> str | None:
-        """Log what a stage made: its metrics and seconds, its training steps, its inputs as datasets.
+        """Log what a stage made: its metrics and seconds, its training steps, its inputs as datasets, its pictures.
 
         Returns what went wrong, if MLflow didn't take it: the manifest holds the same, so a stage doesn't fail for it.
         """
@@ -109,6 +109,7 @@ class Tracker:
             if "steps" in manifest.tables:
                 self._log_steps(run_id, step, artifact.read("steps"))
             self._log_inputs(run_id, step, inputs)
+            self._log_pictures(run_id, step, artifact, manifest)
         except MlflowException as error:
             return _first_line(error)
         return None
@@ -120,6 +121,12 @@ class Tracker:
         batch = [Metric(f"{prefix}/step/{row['metric']}", row["value"], now, row["step"]) for row in steps.to_dicts()]
         for start in range(0, len(batch), 1000):
             self._client.log_batch(run_id, metrics=batch[start : start + 1000])
+
+    def _log_pictures(self, run_id: str, folder: str, artifact: Artifact, manifest: Manifest) -> None:
+        """The pictures that belong to a stage; the report's, which are volatile, come with its page."""
+        for name, entry in manifest.files.items():
+            if name.endswith(".png") and not entry.volatile:
+                self._client.log_artifact(run_id, str(artifact.file(name)), folder)
 
     def _log_inputs(self, run_id: str, context: str, inputs: Mapping[str, Artifact]) -> None:
         """The fingerprint is the digest, the artifact's URI the source."""

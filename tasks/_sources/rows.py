@@ -58,12 +58,17 @@ def rejected_frame(rejections: list[Rejection]) -> pl.DataFrame:
 
 def limit_rejections(good: int, rejections: list[Rejection], allowed: float, stage: str) -> None:
     """Raises `InputError` with reasons and examples when more than the `allowed` fraction of rows is bad."""
-    read = good + len(rejections)
-    if not read or len(rejections) / read <= allowed:
+    limit_bad_rows(good, Counter(r.reason for r in rejections), rejections[:SHOWN_EXAMPLES], allowed, stage)
+
+
+def limit_bad_rows(good: int, bad: Counter[str], examples: list[Rejection], allowed: float, stage: str) -> None:
+    """The same for rows that were counted by reason, with the first of them."""
+    read = good + bad.total()
+    if not read or bad.total() / read <= allowed:
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rejections).most_common())
-    examples = "\n".join(f"  {rejection}" for rejection in rejections[:SHOWN_EXAMPLES])
+    reasons = ", ".join(f"{reason} {count}" for reason, count in bad.most_common())
+    shown = "\n".join(f"  {rejection}" for rejection in examples)
     raise InputError(
-        f"{len(rejections)} of {read} rows are bad ({reasons}), above max_rejected_fraction {allowed}:\n{examples}\n"
+        f"{bad.total()} of {read} rows are bad ({reasons}), above max_rejected_fraction {allowed}:\n{shown}\n"
         f"correct the rows or the sources' field names, or raise {stage}.max_rejected_fraction"
     )

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 from tasks._sources.config import CsvConfig
+from tasks.curate.dedup_config import CoverageConfig, EmbeddingConfig, EvaluationSetConfig
 from tasks.curate.expand_config import ExpandConfig
 from tasks.curate.filters_config import FiltersConfig
 
@@ -101,6 +102,9 @@ class CurateConfig(StrictConfig):
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="the stage fails above this share of bad rows (duplicates don't count)"
     )
+    embeddings: EmbeddingConfig | None = Field(None, description="near duplicates by meaning too; none: by words alone")
+    decontaminate: list[EvaluationSetConfig] = Field([], description="sets whose texts no prompt may repeat")
+    coverage: CoverageConfig = Field(CoverageConfig(), description="the report of what the pool covers")
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -5,7 +5,7 @@ cluster's second prompt is taken when every cluster of that source or domain had
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 
 from storage.errors import InputError
-from storage.records import RejectedRow
 from tasks.curate.config import OTHER_DOMAINS, CurateConfig
 
 KEY_BYTES = 8
@@ -100,23 +99,6 @@ def domain_counts(sizes: Mapping[str, int], quota: Mapping[str, int | float]) ->
         if not more:
             return counts | {domain: floor(shares[domain] * total) for domain in above}
         above |= more
-
-
-def left_out(prompts: pl.DataFrame, kept: Sequence[int], reason: str, expected: str) -> pl.DataFrame:
-    """The rows that aren't kept, as a `RejectedRow` frame; `prompts` has the column source."""
-    dropped = np.setdiff1d(np.arange(len(prompts)), np.asarray(kept, dtype=np.int64), assume_unique=True)
-    return (
-        prompts[dropped]
-        .select(
-            "source",
-            row=pl.col("source").str.extract(r":(\d+)$").cast(pl.Int64),
-            reason=pl.lit(reason),
-            field=pl.lit(None, pl.String),
-            found=pl.lit(None, pl.String),
-            expected=pl.lit(expected),
-        )
-        .cast(RejectedRow.create_empty().schema)
-    )
 
 
 def _by_weight(sizes: Mapping[int, int], weights: Mapping[int, float], config: CurateConfig) -> dict[int, int]:

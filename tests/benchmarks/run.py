@@ -7,6 +7,7 @@
 5. Code sandboxes started, against bare interpreters.
 6. The cheap verifiers over 100,000 stored rollouts, against 25,000 rollouts/s on a core; their memory, against flat.
 7. The filter over 160,000 rollouts against 20 s and 1 GiB, over 1,000,000 against flat memory and linear time.
+8. A million prompts: near-duplicate search and the whole of curate, against datasketch and limits of time and memory.
 """
 
 import json
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import curate_speed
 import filter_speed
 import polars as pl
 import verifier_speed
@@ -193,6 +195,7 @@ def main() -> int:
         results += [show(line) for line in measure_sandbox()]
         results += [show(line) for line in verifier_speed.measure(home / "verifiers")]
         results += [show(line) for line in filter_speed.measure(home / "filter")]
+        results += [show(line) for line in curate_speed.measure_all(home / "curate")]
     return 0 if all(results) else 1
 
 

@@ -53,6 +53,9 @@ def test_both_iterations_are_committed_and_every_stage_left_its_artifact(campaig
         "score/reward_model_mean",
     }
     assert made[committed["00001.json"]["steps"]["rollouts"]].metrics["rollouts"] == 32
+    curated = made[committed["00001.json"]["steps"]["curate"]]
+    assert set(curated.tables) == {"prompts", "rejected", "coverage"} and set(curated.files) == {"coverage.png"}
+    assert curated.metrics["coverage/domains"] == 1
 
 
 def test_the_run_ends_with_its_table_and_where_to_look(campaign):
@@ -98,6 +101,7 @@ def test_mlflow_has_a_parent_run_child_runs_metrics_datasets_and_aliases(campaig
     assert [file.path for file in client.list_artifacts(second.info.run_id, "report")] == [
         f"report/{name}" for name in ("held-out-score.png", "report.html", "reward.png", "seconds.png")
     ]
+    assert [file.path for file in client.list_artifacts(second.info.run_id, "curate")] == ["curate/coverage.png"]
     challenger = client.get_model_version_by_alias(f"{campaign['name']}-policy", "challenger")
     champion = client.get_model_version_by_alias(f"{campaign['name']}-policy", "champion")
     assert challenger.tags["posttrain.artifact"] == committed["policy"]

@@ -1,4 +1,4 @@
-"""Duplicates, clusters and the split: what must hold for any pool."""
+"""Exact duplicates and the split: what must hold for any pool."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import InputError
@@ -15,18 +15,11 @@ from tasks._sources.fields import normalise_text
 from tasks._sources.rows import Row
 from tasks._sources.split import split_by_cluster
 from tasks.curate.config import CurateConfig, SourceConfig
-from tasks.curate.duplicates import cluster_ids, cluster_near_duplicates, jaccard, shingles
 from tasks.curate.pool import build_pool
 from tasks.curate.stage import content_of_sources
 
 TOPICS = Path(__file__).parents[2] / "deployments" / "quickstart-topics.txt"
-VOCABULARY = ("sun", "moon", "rain", "old", "pond", "frog", "leaps", "in", "water", "sound")
-WORDS = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=14)
 CLUSTERS = st.lists(st.integers(0, 12).map(lambda number: f"cluster-{number}"), min_size=1, max_size=60)
-
-
-def documents(texts: list[list[str]]) -> list[frozenset]:
-    return [shingles([{"role": "user", "content": " ".join(words)}]) for words in texts]
 
 
 @given(clusters=CLUSTERS, wanted=st.integers(0, 30), seed=st.integers(0, 5))
@@ -43,40 +36,6 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(clusters, seed, data
     shuffled = data.draw(st.permutations(clusters))
     one = set(zip(clusters, split_by_cluster(clusters, 10, seed), strict=True))
     assert one == set(zip(shuffled, split_by_cluster(shuffled, 10, seed), strict=True))
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(WORDS, min_size=1, max_size=12))
-def test_clusters_join_only_what_is_linked_by_similar_texts(texts):
-    found = documents(texts)
-    clusters = cluster_near_duplicates(found, threshold=0.8)
-    for index, document in enumerate(found):
-        others = [other for place, other in enumerate(found) if clusters[place] == clusters[index] and place != index]
-        assert not others or max(jaccard(document, other) for other in others) >= 0.8
-        same = [place for place, other in enumerate(found) if other == document]
-        assert len({clusters[place] for place in same}) == 1
-
-
-@settings(max_examples=30, deadline=None)
-@given(texts=st.lists(WORDS, min_size=2, max_size=12, unique_by=tuple), data=st.data())
-def test_cluster_names_do_not_depend_on_the_order(texts, data):
-    order = data.draw(st.permutations(range(len(texts))))
-    ids = [f"{index:02d}" for index in range(len(texts))]
-    one = dict(zip(ids, cluster_ids(ids, cluster_near_duplicates(documents(texts), 0.8)), strict=True))
-    moved = [ids[index] for index in order]
-    clusters = cluster_near_duplicates(documents([texts[index] for index in order]), 0.8)
-    assert dict(zip(moved, cluster_ids(moved, clusters), strict=True)) == one
-
-
-def test_a_long_prompt_with_one_word_changed_shares_a_cluster():
-    text = (
-        "A train leaves the station at nine in the morning and travels east at sixty miles per hour while another "
-        "train leaves the next town an hour later going west at forty miles per hour; when do the two trains meet?"
-    )
-    unrelated = "Explain in two sentences why bread rises when yeast is added to warm dough and left to rest."
-    found = documents([text.split(), text.replace("nine", "ten").split(), unrelated.split()])
-    assert jaccard(found[0], found[1]) >= 0.8
-    assert cluster_near_duplicates(found, 0.8) == [0, 0, 2]
 
 
 def test_an_exact_duplicate_is_set_aside_and_names_the_first(tmp_path):
