@@ -11,7 +11,7 @@ from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
 from tasks.curate.decontaminate import check_sets
-from tasks.curate.sources import check_sources
+from tasks.curate.sources import check_sources, verifiers_of
 from tasks.grading.checks import check_graders, check_iterations
 from tasks.grading.judges.config import CHAMPION
 from tasks.sft.demonstrations import check_demonstrations
@@ -31,9 +31,7 @@ def check_inputs(config: RunConfig) -> None:
     check_sets(config.curate.decontaminate)
     if config.curate.embeddings is not None and config.curate.embeddings.model is not None:
         find_base(config.curate.embeddings.model)
-    check_graders(
-        config.grading, [source.verifier.name for source in config.curate.sources if source.verifier is not None]
-    )
+    check_graders(config.grading, verifiers_of(config.curate))
     if config.sft is not None:
         check_demonstrations(config.sft)
     check_root(config.resolved_root())

@@ -14,7 +14,9 @@ class EvaluationSetConfig(StrictConfig):
 
     name: str = Field(min_length=1, description="shown with each prompt that repeats a text of the set")
     path: str = unhashed(..., "file, folder or glob, local or s3://; its content is hashed")
-    format: Literal["auto", "parquet", "jsonl", "arrow"] = Field("auto", description="auto: by the file's ending")
+    format: Literal["auto", "parquet", "jsonl", "arrow", "csv", "text"] = Field(
+        "auto", description="auto: by the file's ending"
+    )
     field: str = Field(min_length=1, description="column of the texts: strings, or chats of {role, content}")
     n: int = Field(NGRAM_WORDS, ge=1, description="words in a row that count as repeated; shorter texts: all of them")
 

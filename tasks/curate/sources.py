@@ -56,6 +56,13 @@ def check_sources(config: CurateConfig) -> None:
     raise_together([*checks, partial(check_filters, config.filters)])
 
 
+def verifiers_of(config: CurateConfig) -> list[str]:
+    """The verifiers that the pool's prompts bring: those of the configuration, and those of generators."""
+    named = [source.verifier.name for source in config.sources if source.verifier is not None]
+    own = [resolve_generator(source.generator).VERIFIER for source in config.sources if source.generator is not None]
+    return list(dict.fromkeys([*named, *filter(None, own)]))
+
+
 def source_content(source: SourceConfig) -> dict[str, Any]:
     """What decides a source's rows besides its hashed fields: its files' digests in order, without their paths.
 
