@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.rounds_check import check_rounds
+from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
 from storage.errors import InputError
 from storage.home import home
@@ -118,6 +119,7 @@ class RunConfig(StrictConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         update, graders = self.policy_update, self.grading.graders
+        check_weights(update, self.filtering)
         needs = update.credit in ("crpg", "crraft") or (update.on_pairs and update.pairs.source == "judges")
         if needs and not any(grader.judge and grader.from_iteration <= 1 for grader in graders):
             raise ValueError(

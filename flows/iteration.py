@@ -66,6 +66,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     reward_model = _optional(run, state.reward_model)
 
     graders = config.grading.active(k, reward_model is not None)
+    earlier = _filtered(config, run, config.filtering.earlier_nights)
     sampled, history = sample_iteration(
         Sampler(
             config=config,
@@ -76,6 +77,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
             reward_model=reward_model,
             judge_models=_judge_models(graders, run.root, champion),
             graders=graders,
+            earlier=tuple(earlier),
         )
     )
     rollouts, drawn, _ = sampled
@@ -84,7 +86,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     kept = filter_rollouts(
         rollouts=rollouts,
         rewards=settled.rewards,
-        earlier=_filtered(config, run, config.filtering.earlier_nights),
+        earlier=earlier,
         config=config.filtering,
     )
     pairs = collect_preferences(

@@ -37,6 +37,8 @@ class Sampler:
     reward_model: Artifact | None
     judge_models: dict[str, Artifact]
     graders: GradingConfig
+    earlier: tuple[Artifact, ...] = ()
+    """What the filter made of earlier nights, where its rules compare with them; the newest first."""
 
     def seed(self, purpose: str, *labels: str | int) -> int:
         """The first round's seeds are those of an iteration without rounds: turning them on finds what is there."""
@@ -180,6 +182,7 @@ def _counted(sampler: Sampler, rounds: Rounds) -> Rounds:
         rollouts=[each.rollouts for each in rounds.sampled],
         rewards=rounds.sampled[0].grading if once else _graded(sampler, rounds, f"rewards-{number}"),
         config=sampler.config.filtering,
+        earlier=list(sampler.earlier),
         step=f"survivors-{number}",
     )
     return rounds.and_then(Rounds((), (), (), (counted,)))

@@ -67,8 +67,10 @@ def batches(
         path = checked_path(root, folder, name, sha256)
         _check_schema(path, table, empty.to_arrow().schema)
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as parquet:
-            for batch in parquet.iter_batches(batch_size=rows, columns=columns):
-                yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
+            stored = [name for name in columns if name in parquet.schema_arrow.names]
+            later = [pl.lit(None, empty.schema[name]).alias(name) for name in columns if name not in stored]
+            for batch in parquet.iter_batches(batch_size=rows, columns=stored):
+                yield pl.DataFrame(pl.from_arrow(batch)).with_columns(later).select(columns)
 
 
 def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:

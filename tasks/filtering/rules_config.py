@@ -89,7 +89,8 @@ class RedundantInGroup(_Rule):
     """Of a group's rollouts that say nearly the same with equal reward, one trains, with the weight of all."""
 
     rule: Literal["redundant_in_group"]
-    sees: Literal["all", "kept"] = "kept"
+    # One that another rule dropped could stand for those that stay.
+    sees: Literal["kept"] = "kept"
     threshold: float = Field(0.8, ge=0.1, le=1, description="Jaccard similarity of token 5-grams from which on")
 
 

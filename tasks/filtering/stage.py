@@ -34,7 +34,7 @@ def filter_rollouts(
     is kept again. `earlier` are what it made of earlier nights' rollouts, the newest first: `redundant_across` compares
     with them.
     """
-    decided = decisions([rollouts], rewards, config, earlier=_signatures(earlier), iteration=context.iteration)
+    decided = decisions([rollouts], rewards, config, earlier=signatures_stored(earlier), iteration=context.iteration)
     if trained:
         decided = drop_trained(decided, [each.scan("trajectories") for each in trained])
     grades = graded_by(rewards).grades
@@ -66,8 +66,8 @@ def graded_by(rewards: Artifact) -> Graded:
     return Graded(rewards.scan("rewards"), grades)
 
 
-def _signatures(earlier: Sequence[Artifact]) -> pl.DataFrame | None:
-    """What earlier nights kept, with how many nights ago; None where no night stored it."""
+def signatures_stored(earlier: Sequence[Artifact]) -> pl.DataFrame | None:
+    """What earlier nights, the newest first, kept, with how many nights ago; None where no night stored it."""
     stored = [
         each.scan("signatures").with_columns(night=pl.lit(night))
         for night, each in enumerate(earlier, start=1)

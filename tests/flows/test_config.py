@@ -45,6 +45,10 @@ def test_the_shipped_run_files_are_valid(name):
         (lambda d: d["rollouts"]["sampling"].update(temperature=-1), "rollouts.sampling.temperature: .* found -1"),
         (lambda d: d["rollouts"]["sampling"].update(max_tokens=256), "max_tokens is 256, expected less than engine"),
         (lambda d: d.update(campaign="No Spaces"), "campaign: String should match"),
+        (
+            lambda d: d.update(algorithm="kto", filtering={"rules": [{"rule": "oversample"}]}),
+            "filtering.rules has oversample, which weighs rollouts, and policy_update.objective is kto",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):

@@ -35,6 +35,12 @@ def test_the_most_informative_groups_come_first_and_even_ones_never():
     assert choose_replayed(8, [], max_share=0.5, max_age=None) == []
 
 
+def test_a_group_that_is_too_large_makes_room_for_smaller_ones():
+    groups = [(1, night([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1]]))]
+    assert chosen(choose_replayed(4, groups, max_share=0.5, max_age=None)) == [(1, ["g1"])]
+    assert chosen(choose_replayed(0, groups, max_share=0.5, max_age=None)) == [(1, [])]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     nights=st.lists(
