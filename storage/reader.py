@@ -59,6 +59,8 @@ def batches(
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as parquet:
             for batch in parquet.iter_batches(batch_size=rows, columns=columns):
                 yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
+        # Arrow keeps what decoding took for itself otherwise.
+        pa.default_memory_pool().release_unused()
 
 
 def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:
