@@ -71,6 +71,8 @@ def batches(
             later = [pl.lit(None, empty.schema[name]).alias(name) for name in columns if name not in stored]
             for batch in parquet.iter_batches(batch_size=rows, columns=stored):
                 yield pl.DataFrame(pl.from_arrow(batch)).with_columns(later).select(columns)
+        # Arrow keeps what decoding took for itself otherwise.
+        pa.default_memory_pool().release_unused()
 
 
 def checked_path(root: str, folder: str, name: str, sha256: str) -> Path:

@@ -31,9 +31,8 @@ def update(
     """The policy after some optimizer steps over the trajectories.
 
     `replayed` are the trajectories of earlier iterations, the newest first, of which the most informative groups train
-    again; `late` those whose grades came only now,
-    by their age in iterations; `preferences` the pairs of objectives on stored pairs; `reference` the reference
-    policy, where it isn't the policy itself.
+    again; `late` those whose grades came only now, by their age in iterations; `preferences` the pairs of objectives on
+    stored pairs; `reference` the reference policy, where it isn't the policy itself.
     """
     from tasks.policy_update.processes import update_in_processes  # loads torch
     from tasks.policy_update.update import Lessons, update_policy

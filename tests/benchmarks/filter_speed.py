@@ -139,7 +139,7 @@ def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
         Artifact(root=str(home / "root"), stage=s, fingerprint=str(count)) for s in ("rollouts", "grading")
     )
     config = FilteringConfig(rules=RULES[rules])
-    imported, started = peak_bytes(), time.perf_counter()
+    imported, started, before = peak_bytes(), time.perf_counter(), time.process_time()
     outputs = filter_rollouts.function(rollouts=rollouts, rewards=grading, config=config, context=context)
     decided = time.perf_counter()
     commit(home, "filtering", f"{count}-{os.getpid()}", outputs)
@@ -147,7 +147,7 @@ def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
     return {
         "seconds": done - started,
         "deciding_s": decided - started,
-        "processor_s": time.process_time(),
+        "processor_s": time.process_time() - before,
         "imported_bytes": imported,
         "bytes": peak_bytes() - imported,
         "kept": outputs.metrics["kept_fraction"],
@@ -176,14 +176,21 @@ def measure(home: Path, larger: int = LARGER) -> list[Line]:
         print(f"{rules} rules: {json.dumps(few)}\n{' ' * len(rules)} {larger}: {json.dumps(many)}")
         seconds, memory = few["seconds"] / SECONDS_LIMIT, few["bytes"] / MEMORY_LIMIT
         growth = many["bytes"] / few["bytes"]
-        per_row = many["seconds"] / larger / (few["seconds"] / ROLLOUTS)
+        # By the processor's clock: what else runs in one of the two runs alone doesn't count.
+        per_row = many["processor_s"] / larger / (few["processor_s"] / ROLLOUTS)
         sizes = f"{many['bytes'] / 2**20:.0f} / {few['bytes'] / 2**20:.0f}"
-        rows = f"{1e6 * many['seconds'] / larger:.0f} / {1e6 * few['seconds'] / ROLLOUTS:.0f}"
+        rows = f"{1e6 * many['processor_s'] / larger:.0f} / {1e6 * few['processor_s'] / ROLLOUTS:.0f}"
         lines += [
             Line(f"filter 160k, {rules} rules / limit, s", f"{few['seconds']:.1f} / 20", seconds, "<= 1", seconds <= 1),
             Line("its memory / limit, MiB", f"{few['bytes'] / 2**20:.0f} / 1024", memory, "<= 1", memory <= 1),
             Line(f"memory of {larger} / 160k, MiB", sizes, growth, f"<= {GROWTH_LIMIT}", growth <= GROWTH_LIMIT),
-            Line(f"time a row of {larger} / 160k, us", rows, per_row, f"<= {PER_ROW_LIMIT}", per_row <= PER_ROW_LIMIT),
+            Line(
+                f"processor time a row of {larger} / 160k, us",
+                rows,
+                per_row,
+                f"<= {PER_ROW_LIMIT}",
+                per_row <= PER_ROW_LIMIT,
+            ),
         ]
     return lines
 
