@@ -15,8 +15,10 @@ from storage.lineage import read_manifests
 
 RECENT = 10
 SAMPLES, ROLLOUTS, SCORE = "select.samples_per_prompt", "rollouts/rollouts", "evaluation/mean_score"
-# Steps of one iteration by stage: `rollouts`, and `rollouts-2` where a second round was sampled.
-TRAINING = {stage: re.compile(rf"{stage}(-\d+)?") for stage in ("rollouts", "grading", "rewards")}
+# Steps that sampled: `rollouts`, which holds all of an iteration's, and those of rounds, which it joins.
+SAMPLING = re.compile(r"rollouts(-\d+(-rest)?)?")
+# How the history names whoever made a prompt's outcomes, where these were a pass or a fail.
+VERDICT = "verdict:"
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,24 @@ class PassRates:
 def throughput(campaign: Campaign) -> Throughput | None:
     """Rollouts per second and tokens per rollout over the newest iterations; None before the first is committed.
 
-    A second counts once: where stages of an iteration were found, not made, the iteration is left out.
+    A second counts once: where rollouts of an iteration were found, not made, the iteration is left out, and so is
+    an artifact that two steps have. Rounds' rollouts count in the step that joins them, their seconds where they ran.
     """
     states = [campaign.state(k) for k in campaign.iterations() if k > 0][-RECENT:]
     manifests = read_manifests(campaign.root, {made for state in states for made in state.steps.values()})
     rollouts = seconds = tokens = 0.0
     counted = 0
     for state in states:
-        made = [manifests[name] for name in state.steps.values() if name in manifests]
-        sampled = [each for each in made if TRAINING["rollouts"].fullmatch(each.step)]
-        if not sampled or any(each.iteration != state.iteration or each.campaign != campaign.name for each in sampled):
+        made = {name: manifests[name] for name in state.steps.values() if name in manifests}
+        joined = made.get(state.steps.get("rollouts", ""))
+        sampled = [made[name] for step, name in state.steps.items() if SAMPLING.fullmatch(step) and name in made]
+        own = all(each.iteration == state.iteration and each.campaign == campaign.name for each in sampled)
+        if joined is None or not own:
             continue
         counted += 1
-        rollouts += sum(each.metrics.get("rollouts", 0.0) for each in sampled)
-        tokens += sum(each.metrics.get("tokens", 0.0) for each in sampled)
-        seconds += sum(each.duration_s for each in made if each.iteration == state.iteration)
+        rollouts += joined.metrics.get("rollouts", 0.0)
+        tokens += joined.metrics.get("tokens", 0.0)
+        seconds += sum(each.duration_s for each in made.values() if each.iteration == state.iteration)
     if not rollouts or not seconds:
         return None
     source = f"{counted} iteration{'s' if counted > 1 else ''} of campaign {campaign.name}, all stages"
@@ -67,7 +72,7 @@ def throughput(campaign: Campaign) -> Throughput | None:
 
 
 def pass_rates(campaign: Campaign) -> PassRates | None:
-    """The posteriors of the prompt history where it has them, else Beta(1, 1) and the newest iterations' counts.
+    """The history's posteriors of a verdict where it has them, else Beta(1, 1) and the newest iterations' counts.
 
     None where rollouts neither pass nor fail: rewards other than 0 and 1 without a verdict.
     """
@@ -81,11 +86,11 @@ def _from_history(campaign: Campaign, last: State) -> PassRates | None:
     if last.prompt_history is None:
         return None
     history = Artifact.at(campaign.root, last.prompt_history).scan("prompt_history")
-    if not {"alpha", "beta"} <= set(history.collect_schema()):
+    if not {"alpha", "beta", "outcome_key"} <= set(history.collect_schema()):
         return None
-    known = (
-        history.filter(pl.col("alpha").is_not_null() & (pl.col("times_drawn") > 0)).select("alpha", "beta").collect()
-    )
+    # A score or a reward is no share of passes, though the history keeps its posterior in the same columns.
+    judged = pl.col("outcome_key").str.starts_with(VERDICT) & pl.col("alpha").is_not_null()
+    known = history.filter(judged & (pl.col("times_drawn") > 0)).select("alpha", "beta").collect()
     if known.is_empty():
         return None
     source = f"the posteriors of {len(known)} prompts after iteration {last.iteration}"
@@ -106,17 +111,16 @@ def _from_rewards(campaign: Campaign) -> PassRates | None:
 
 
 def _counts(root: str, state: State) -> list[pl.DataFrame]:
-    """Passed, graded and unclear rollouts per prompt of one iteration's training rollouts."""
-    sampled = _scans(root, state, "rollouts", "rollouts", ["rollout_id", "prompt_id"])
-    rewarded = _scans(root, state, "rewards", "rewards", ["rollout_id", "reward", "passed"])
-    rewarded = rewarded or _scans(root, state, "grading", "rewards", ["rollout_id", "reward", "passed"])
-    if not sampled or not rewarded:
+    """Passed, graded and unclear rollouts per prompt of one iteration's training rollouts, those of rounds joined."""
+    sampled, rewarded = (_scan(root, state, *named) for named in (("rollouts", "rollouts"), ("rewards", "rewards")))
+    rewarded = _scan(root, state, "grading", "rewards") if rewarded is None else rewarded
+    if sampled is None or rewarded is None:
         return []
     passed = pl.coalesce("passed", pl.when(pl.col("reward").is_in([0.0, 1.0])).then(pl.col("reward") == 1.0))
-    known = pl.concat(rewarded).filter(pl.col("reward").is_not_null()).with_columns(passed.alias("passed"))
+    known = rewarded.filter(pl.col("reward").is_not_null()).with_columns(passed.alias("passed"))
     return [
-        pl.concat(sampled)
-        .join(known, on="rollout_id")
+        sampled.select("rollout_id", "prompt_id")
+        .join(known.select("rollout_id", "passed"), on="rollout_id")
         .group_by("prompt_id")
         .agg(
             passed=pl.col("passed").sum().cast(pl.Int64),
@@ -127,10 +131,9 @@ def _counts(root: str, state: State) -> list[pl.DataFrame]:
     ]
 
 
-def _scans(root: str, state: State, stage: str, table: str, columns: list[str]) -> list[pl.LazyFrame]:
-    named = [made for step, made in state.steps.items() if TRAINING[stage].fullmatch(step)]
-    found = [Artifact.at(root, made) for made in named]
-    return [each.scan(table).select(columns) for each in found if table in each.manifest.tables]
+def _scan(root: str, state: State, step: str, table: str) -> pl.LazyFrame | None:
+    made = Artifact.at(root, state.steps[step]) if step in state.steps else None
+    return made.scan(table) if made is not None and table in made.manifest.tables else None
 
 
 def campaign_runs(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
@@ -170,9 +173,9 @@ def tracked_rows(runs: Sequence[Mapping[str, Any]], model: str) -> list[dict[str
 
 
 def pool_size(campaign: Campaign) -> int | None:
-    """The training prompts of the pool, as the newest selection counted them."""
+    """The training prompts of the pool, as the newest selection counted them: with rounds that of the first."""
     last = campaign.last_state()
-    made = last.steps.get("select") if last else None
+    made = last.steps.get("select-1", last.steps.get("select")) if last else None
     pool = Artifact.at(campaign.root, made).metrics.get("pool") if made else None
     return None if pool is None else int(pool)
 

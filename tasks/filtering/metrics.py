@@ -2,6 +2,9 @@
 
 Among groups that are neither all right nor all wrong the mean pass rate is pulled towards 1/2, to
 (p - p^n) / (1 - p^n - (1 - p)^n): what the filter leaves says little of the policy.
+
+Where an iteration screens its prompts by their first samples, the rates of all rollouts are biased too: a prompt that
+goes on has more rollouts and so more weight. `first_pass_rate` of the step `select` is the unbiased one there.
 """
 
 import polars as pl

@@ -3,7 +3,6 @@
 Filtering's own metrics where the artifact has them; of older artifacts what their tables tell cheaply.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,24 +31,24 @@ class Spending:
 
 def spending(steps: Steps, decisions: pl.DataFrame) -> Spending:
     """All of it; `decisions` counts the ledgers (`iteration, rule, count`)."""
-    rates = {iteration: prompt_rates(made) for iteration, made in steps.items() if _named(made, "rollouts")}
+    rates = {iteration: prompt_rates(made) for iteration, made in steps.items() if "rollouts" in made}
     rates = {iteration: frame for iteration, frame in rates.items() if len(frame)}
-    rows = [iteration_spending(k, made, rates.get(k)) for k, made in steps.items() if _named(made, "rollouts")]
+    rows = [iteration_spending(k, made, rates.get(k)) for k, made in steps.items() if "rollouts" in made]
     return Spending(rows, funnel(steps, decisions), rates)
 
 
 def prompt_rates(made: Made) -> pl.DataFrame:
     """`prompt_id, graded, rate, deviation, high` of each prompt's graded training rollouts, before any filter.
 
+    Of an iteration's rounds the steps that join them are read (`rollouts`, `grading`), never those of a round.
     The rate is the share that passed where every rollout has a verdict, else the mean reward. `deviation` is that of
     the rewards; `high` whether their mean lies in the upper half: of [0, 1], or of the range that they take beyond it.
     """
-    rewards = _named(made, "rewards") or _named(made, "grading")
-    scans = [each.scan("rewards").select("rollout_id", "reward", "passed") for each in rewards if _has(each, "rewards")]
-    sampled = [each.scan("rollouts").select("rollout_id", "prompt_id") for each in _named(made, "rollouts")]
-    if not scans or not sampled:
+    sampled, rewarded = made.get("rollouts"), made.get("rewards") or made.get("grading")
+    if sampled is None or rewarded is None or not _has(rewarded, "rewards"):
         return pl.DataFrame(schema=RATES)
-    joined = pl.concat(sampled).join(pl.concat(scans).filter(pl.col("reward").is_not_null()), on="rollout_id")
+    rewards = rewarded.scan("rewards").select("rollout_id", "reward", "passed").filter(pl.col("reward").is_not_null())
+    joined = sampled.scan("rollouts").select("rollout_id", "prompt_id").join(rewards, on="rollout_id")
     found = (
         joined.group_by("prompt_id")
         .agg(
@@ -69,18 +68,21 @@ def prompt_rates(made: Made) -> pl.DataFrame:
 
 
 def iteration_spending(iteration: int, made: Made, rates: pl.DataFrame | None) -> dict[str, Any]:
-    """One iteration's numbers: rollouts, groups and tokens."""
+    """One iteration's numbers: rollouts, groups and tokens.
+
+    The pass rate is that of the first samples where prompts were screened by them: the rest is of chosen prompts.
+    """
     filtering = made.get("filtering")
     metrics = filtering.metrics if filtering else {}
     even = rates.filter(pl.col("deviation") <= EVEN) if rates is not None else None
     groups = len(rates) if rates is not None else None
     high = int(even["high"].sum()) if even is not None else None
     low = len(even) - int(even["high"].sum()) if even is not None else None
-    tokens, kept_tokens = _tokens(made), _kept_tokens(filtering)
+    tokens, kept_tokens = made["rollouts"].metrics.get("tokens"), _kept_tokens(filtering)
     saved = None if tokens is None or kept_tokens is None else tokens - kept_tokens
     return {
         "iteration": iteration,
-        "generated": sum(each.manifest.tables["rollouts"].rows for each in _named(made, "rollouts")),
+        "generated": made["rollouts"].manifest.tables["rollouts"].rows,
         "graded": int(rates["graded"].sum()) if rates is not None else None,
         "kept": _kept(filtering),
         "groups": groups,
@@ -89,7 +91,7 @@ def iteration_spending(iteration: int, made: Made, rates: pl.DataFrame | None) -
         "zero_variance_fraction": metrics.get("zero_variance_fraction", _share(even, groups)),
         "effective_groups": metrics.get("effective_groups", None if even is None else (groups or 0) - len(even)),
         "distinct_fraction": metrics.get("distinct_fraction"),
-        "pass_rate": float(rates["rate"].mean()) if rates is not None else None,  # type: ignore[arg-type]
+        "pass_rate": _pass_rate(made.get("select"), rates),
         "tokens_generated": metrics.get("tokens_generated", tokens),
         "tokens_kept": metrics.get("tokens_kept", kept_tokens),
         "tokens_saved": metrics.get("tokens_saved", saved),
@@ -114,11 +116,6 @@ def funnel(steps: Steps, decisions: pl.DataFrame) -> list[tuple[str, int]]:
     return [*stages, (KEPT, counts.get(KEPT, 0))]
 
 
-def _named(made: Made, stage: str) -> list[Artifact]:
-    """The artifacts of a stage's training steps: `rollouts`, and `rollouts-2` where there were more rounds."""
-    return [artifact for step, artifact in made.items() if re.fullmatch(rf"{stage}(-\d+)?", step)]
-
-
 def _has(artifact: Artifact, table: str) -> bool:
     return table in artifact.manifest.tables
 
@@ -127,9 +124,10 @@ def _share(part: pl.DataFrame | None, whole: int | None) -> float | None:
     return len(part) / whole if part is not None and whole else None
 
 
-def _tokens(made: Made) -> float | None:
-    counts = [each.metrics.get("tokens") for each in _named(made, "rollouts")]
-    return None if None in counts else sum(count for count in counts if count is not None)
+def _pass_rate(selected: Artifact | None, rates: pl.DataFrame | None) -> float | None:
+    if selected is not None and "first_pass_rate" in selected.metrics:
+        return selected.metrics["first_pass_rate"]
+    return float(rates["rate"].mean()) if rates is not None else None  # type: ignore[arg-type]
 
 
 def _kept(filtering: Artifact | None) -> int | None:

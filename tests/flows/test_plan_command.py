@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 from flows.budget import Request, plan_budget
 from flows.budget_command import register
 from flows.config import parse_config
-from flows.measured import PassRates, Throughput, campaign_runs, pass_rates, throughput, tracked_rows
+from flows.measured import PassRates, Throughput, campaign_runs, pass_rates, pool_size, throughput, tracked_rows
 from flows.plan import print_budget_of
 from storage.artifacts import Artifact, Outputs
 from storage.campaigns import Campaign, Launch, State
 from storage.commits import Attempt, Recipe, commit_outputs
 from storage.errors import InputError
 from storage.fingerprints import digest
+from storage.records import PromptUse
 from storage.tracking import Tracker
 from tasks._maths.compute_optimal import FITS
 from tasks._maths.sigmoid import Sigmoid
@@ -66,11 +67,7 @@ def committed(root: str, folder: Path, passes: list[float], advice: list[dict] |
     campaign.record_launch(Launch(launch_id="20260501T220000-aa", campaign="nightly", started_at=STARTED, config=FILE))
 
     def commit(step: str, outputs: Outputs) -> str:
-        made = Artifact(root=root, stage=step, fingerprint=digest([step]))
-        recipe = Recipe(made, step, 1, {}, {}, 0, "nightly", 1, "mlflow")
-        # A stage's seconds run from its attempt's start to its commit.
-        commit_outputs(recipe, Attempt(datetime.now(UTC) - timedelta(seconds=10), folder), outputs)
-        return made.id
+        return ten_seconds(root, folder, step, outputs)
 
     sampled = rollout_rows([(f"p{index // 4}", "text") for index in range(8)])
     steps = {
@@ -79,16 +76,28 @@ def committed(root: str, folder: Path, passes: list[float], advice: list[dict] |
         "report": commit("report", Outputs(facts={"advice": advice or []})),
     }
     for iteration, made in ((0, {}), (1, steps)):
-        state = State(
-            campaign="nightly",
-            iteration=iteration,
-            policy=steps["rollouts"],
-            champion=steps["rollouts"],
-            champion_evaluation=steps["grading"],
-            steps=made,
-        )
-        campaign.commit(state)
+        campaign.commit(state_of(iteration, made, steps))
     return campaign
+
+
+def ten_seconds(root: str, folder: Path, step: str, outputs: Outputs, iteration: int = 1) -> str:
+    """Commit what a step made: its seconds run from its attempt's start to its commit."""
+    made = Artifact(root=root, stage=step, fingerprint=digest([step, iteration]))
+    recipe = Recipe(made, step, 1, {}, {}, 0, "nightly", iteration, "mlflow")
+    commit_outputs(recipe, Attempt(datetime.now(UTC) - timedelta(seconds=10), folder), outputs)
+    return made.id
+
+
+def state_of(iteration: int, made: dict[str, str], steps: dict[str, str], history: str | None = None) -> State:
+    return State(
+        campaign="nightly",
+        iteration=iteration,
+        policy=steps["rollouts"],
+        champion=steps["rollouts"],
+        champion_evaluation=steps["grading"],
+        prompt_history=history,
+        steps=made,
+    )
 
 
 @pytest.fixture
@@ -184,6 +193,67 @@ def test_rewards_between_pass_and_fail_leave_the_pass_rate_unknown(folder):
     assert "unknown: no campaign with rollouts that pass or fail" in invoke(
         "nightly", "--rollouts", "99", "--root", root
     )
+
+
+def with_rounds(root: str, folder: Path) -> Campaign:
+    """A campaign of one iteration of two rounds, the first of which was screened: 8 rollouts, stored twice."""
+    campaign = Campaign(root, "nightly")
+    campaign.record_launch(Launch(launch_id="20260501T220000-aa", campaign="nightly", started_at=STARTED, config=FILE))
+    sampled = rollout_rows([(f"p{index // 4}", "text") for index in range(8)])
+    graded = rewards([1, 1, 1, 0, 0, 0, 0, 0.0])
+    steps = {}
+    for part, rows in (("-1", slice(0, 2)), ("-1-rest", slice(2, 4)), ("-2", slice(4, 8)), ("", slice(0, 8))):
+        if "rest" not in part:
+            pool = {"pool": 40.0} if part else {}
+            steps[f"select{part}"] = ten_seconds(root, folder, f"select{part}", Outputs(metrics=pool))
+        some = sampled[rows]
+        made = Outputs(metrics={"rollouts": float(len(some)), "tokens": 200.0 * len(some)}, rollouts=some)
+        steps[f"rollouts{part}"] = ten_seconds(root, folder, f"rollouts{part}", made)
+        steps[f"grading{part}"] = ten_seconds(root, folder, f"grading{part}", Outputs(rewards=graded[rows]))
+    # The refill counted over the same artifact that is the iteration's grading.
+    steps["rewards-2"] = steps["grading"]
+    for iteration, of in ((0, {}), (1, steps)):
+        campaign.commit(state_of(iteration, of, steps))
+    return campaign
+
+
+def test_rounds_count_once_and_their_pool_is_the_first_ones(folder):
+    campaign = with_rounds(str(folder / "root"), folder / "scratch")
+    speed = throughput(campaign)
+    # Eleven artifacts of ten seconds in twelve steps; what rounds sampled is in the joined rollouts.
+    assert speed.rollouts_per_s == pytest.approx(8 / 110, rel=0.05) and speed.tokens_per_rollout == 200
+    rates = pass_rates(campaign)
+    assert sorted(zip(rates.alpha, rates.beta, strict=True)) == [(1, 5), (4, 2)]
+    assert rates.source.startswith("8 graded rollouts of 2 prompts")
+    assert pool_size(campaign) == 40
+
+
+def test_the_posterior_of_a_score_or_a_reward_is_no_pass_rate(folder):
+    root = str(folder / "root")
+    campaign = committed(root, folder / "scratch", [1, 1, 1, 0, 0, 0, 0, 0.0])
+    steps = campaign.state(1).steps
+    keys = ["verdict:verifier:a@1", "score:verifier:a@1", "reward:b", "verdict:verifier:a@1"]
+
+    def remember(iteration: int, keys: list[str | None]) -> None:
+        size = len(keys)
+        rows = {"prompt_id": [f"p{index}" for index in range(size)], "times_drawn": [1, 1, 1, 0][:size]}
+        rows |= {"last_iteration": [1] * size, "alpha": [2.0, 3.0, 4.0, 5.0][:size], "beta": [6.0] * size}
+        table = pl.DataFrame(rows | {"last_outcome": [1] * size, "outcome_key": keys})
+        kept = PromptUse.cast(
+            table.with_columns(
+                pl.lit(None).alias(name) for name in PromptUse.column_names() if name not in table.columns
+            )
+        )
+        history = ten_seconds(root, folder / "scratch", "history", Outputs(prompt_history=kept), iteration)
+        campaign.commit(state_of(iteration, steps, steps, history))
+
+    remember(2, keys)
+    rates = pass_rates(campaign)
+    assert (rates.alpha.tolist(), rates.beta.tolist()) == ([2.0], [6.0])
+    assert rates.source == "the posteriors of 1 prompts after iteration 2"
+    # Without a verdict the rollouts themselves are counted.
+    remember(3, keys[1:3])
+    assert "graded rollouts of 2 prompts" in pass_rates(campaign).source
 
 
 def test_a_run_file_means_its_campaign(folder):

@@ -18,7 +18,7 @@ from tasks.report.advice import Evidence, advise
 from tasks.report.config import ReportConfig
 from tasks.report.gather import curve_points, gather
 from tasks.report.page import render
-from tasks.report.spending import prompt_rates
+from tasks.report.spending import iteration_spending, prompt_rates
 from tasks.report.stage import report
 
 CURVE = RewardCurve(start=0.2, asymptote=0.6, middle=40.0, exponent=1.5)
@@ -29,7 +29,9 @@ RULES = {"no_variance": 12, "truncated": 1, "incomplete": 2, "kept": 5}
 
 
 def commit(folder: Path, iteration: int, step: str, outputs: Outputs, config: dict | None = None) -> Artifact:
-    made = Artifact(root=str(folder / "root"), stage=re.sub(r"-\d+$", "", step), fingerprint=digest([step, iteration]))
+    made = Artifact(
+        root=str(folder / "root"), stage=re.sub(r"-\d+(-rest)?$", "", step), fingerprint=digest([step, iteration])
+    )
     recipe = Recipe(made, step, 1, config or {}, {}, 0, "nightly", iteration, "mlflow")
     commit_outputs(recipe, Attempt(datetime.now(UTC), folder), outputs)
     return made
@@ -122,17 +124,48 @@ def test_difficulty_counts_every_prompt_before_the_filter(content):
     assert last["share"].to_list() == pytest.approx([0.4, 0.2, 0.2, 0.0, 0.2])
 
 
-def test_pass_rates_join_rounds_and_do_without_verdicts(tmp_path):
-    one, two = graded("a", [1, 0]), graded("b", [3, 4])
-    made = {
-        "rollouts": commit(tmp_path, 1, "rollouts", Outputs(rollouts=one[0])),
-        "rollouts-2": commit(tmp_path, 1, "rollouts-2", Outputs(rollouts=two[0])),
-        "evaluation-rollouts": commit(tmp_path, 1, "evaluation-rollouts", Outputs(rollouts=graded("c", [4])[0])),
-        "grading": commit(tmp_path, 1, "grading", Outputs(rewards=one[1])),
-        "grading-2": commit(tmp_path, 1, "grading-2", Outputs(rewards=two[1])),
+def test_rounds_count_once_in_the_steps_that_join_them(tmp_path):
+    """One round screened in two goes, another without a rest: the steps of `flows/rounds.py`, stored twice."""
+    parts = {"1": graded("a", [1, 0]), "1-rest": graded("b", [3]), "2": graded("c", [4, 4])}
+    made = {}
+    for part, (rollouts, rewards) in parts.items():
+        sampled = Outputs(metrics={"tokens": 10.0}, rollouts=rollouts)
+        made[f"rollouts-{part}"] = commit(tmp_path, 1, f"rollouts-{part}", sampled)
+        made[f"grading-{part}"] = commit(tmp_path, 1, f"grading-{part}", Outputs(rewards=rewards))
+    every = [pl.concat(frames) for frames in zip(*parts.values(), strict=True)]
+    made |= {
+        "select": commit(tmp_path, 1, "select", Outputs(metrics={"prompts": 2.0})),
+        "rollouts": commit(tmp_path, 1, "rollouts", Outputs(metrics={"tokens": 30.0}, rollouts=every[0])),
+        "evaluation-rollouts": commit(tmp_path, 1, "evaluation-rollouts", Outputs(rollouts=graded("d", [4])[0])),
+        "grading": commit(tmp_path, 1, "grading", Outputs(rewards=every[1])),
     }
-    found = prompt_rates(made).sort("prompt_id")
-    assert found.select("prompt_id", "graded", "rate").rows() == [("p0", 8, 0.5), ("p1", 8, 0.5)]
+    made["rewards-2"] = made["grading"]
+    rates = prompt_rates(made).sort("prompt_id")
+    assert rates.select("prompt_id", "graded", "rate").rows() == [("p0", 12, 8 / 12), ("p1", 8, 0.5)]
+    row = iteration_spending(1, made, rates)
+    assert (row["generated"], row["graded"], row["tokens_generated"]) == (20, 20, 30)
+    assert row["pass_rate"] == pytest.approx((8 / 12 + 0.5) / 2)
+    # What slow graders settled is what trained.
+    settled = every[1].with_columns(passed=pl.lit(True))
+    made["rewards"] = commit(tmp_path, 1, "rewards", Outputs(rewards=settled))
+    assert prompt_rates(made)["rate"].to_list() == [1.0, 1.0]
+
+
+def test_under_screening_the_pass_rate_is_that_of_the_first_samples(tmp_path):
+    """Of prompts 0/4 and 2/4 the latter goes on: its rest says nothing of the other."""
+    rollouts, rewards = graded("a", [0, 2])
+    more = graded("b", [0, 2])
+    rest = more[0].filter(prompt_id="p1")
+    made = {
+        "select": commit(tmp_path, 1, "select", Outputs(metrics={"first_pass_rate": 0.25})),
+        "rollouts": commit(tmp_path, 1, "rollouts", Outputs(rollouts=pl.concat([rollouts, rest]))),
+        "grading": commit(tmp_path, 1, "grading", Outputs(rewards=pl.concat([rewards, more[1]]))),
+    }
+    row = iteration_spending(1, made, prompt_rates(made))
+    assert (row["generated"], row["groups"], row["pass_rate"]) == (12, 2, 0.25)
+
+
+def test_pass_rates_do_without_verdicts(tmp_path):
     bare = graded("d", [1, 4], verdicts=False)
     without = {
         "rollouts": commit(tmp_path, 2, "rollouts", Outputs(rollouts=bare[0])),
