@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
+from flows.history_check import check_history
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -133,15 +134,13 @@ class RunConfig(StrictConfig):
                 "filtering.advantage to leave_one_out, or the place to loss"
             )
         self._check_components()
+        check_history(self.select, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
         return self
 
     def _check_components(self) -> None:
-        """What the filter and the history take of single graders must be there."""
+        """What the filter takes of single graders must be there."""
         labels = {grader.label for grader in self.grading.graders}
-        counting = self.select.history.grader
-        if counting is not None and counting not in labels:
-            raise ValueError(f"select.history.grader: no grader is called {counting!r}; known: {sorted(labels)}")
         unknown = set(self.filtering.component_weights) - labels
         if unknown:
             raise ValueError(f"filtering.component_weights: no grader is called {sorted(unknown)}")

@@ -67,6 +67,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
 
     graders = config.grading.active(k, reward_model is not None)
     earlier = _filtered(config, run, config.filtering.earlier_nights)
+    judge_models = _judge_models(graders, run.root, champion)
     sampled, history = sample_iteration(
         Sampler(
             config=config,
@@ -75,14 +76,15 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
             history=_optional(run, state.prompt_history),
             policy=policy,
             reward_model=reward_model,
-            judge_models=_judge_models(graders, run.root, champion),
+            judge_models=judge_models,
             graders=graders,
             earlier=tuple(earlier),
         )
     )
     rollouts, drawn, _ = sampled
     settled = settle_grades(state, config, run, sampled, graders)
-    history = record_history(state, config, run, history, [(rollouts, settled.rewards)], graders, reward_model)
+    graded = [(rollouts, settled.rewards)]
+    history = record_history(state, config, run, history, graded, graders, reward_model, judge_models)
     kept = filter_rollouts(
         rollouts=rollouts,
         rewards=settled.rewards,

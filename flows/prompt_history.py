@@ -1,6 +1,6 @@
 """The part of an iteration that remembers how its prompts did, for the next iteration's `select`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.config import RunConfig
@@ -31,13 +31,15 @@ def record_history(
     graded: Sequence[tuple[Artifact, Artifact]],
     graders: GradingConfig,
     reward_model: Artifact | None,
+    judge_models: Mapping[str, Artifact],
 ) -> Artifact:
     """The prompt history after this iteration.
 
     `drawn` is the newest batch with its history; `graded` each its rollouts and what holds their grades and
-    rewards; `graders` are those that graded, `reward_model` the one that they had.
+    rewards; `graders` are those that graded, `reward_model` and
+    `judge_models` (by the grader's label) those that they had.
     """
-    outcomes = outcomes_config(config.select, config.grading, graders, reward_model)
+    outcomes = outcomes_config(config.select, config.grading, graders, reward_model, judge_models)
     earlier = earlier_grades(state, outcomes, run)
     return record_outcomes(
         history=drawn,
@@ -51,16 +53,24 @@ def record_history(
 
 
 def outcomes_config(
-    select: SelectConfig, grading: GradingConfig, graders: GradingConfig, reward_model: Artifact | None
+    select: SelectConfig,
+    grading: GradingConfig,
+    graders: GradingConfig,
+    reward_model: Artifact | None,
+    judge_models: Mapping[str, Artifact],
 ) -> OutcomesConfig:
-    """The history's settings with who makes the outcomes: of all `grading`, the `graders` of one iteration."""
+    """The history's settings with who makes the outcomes: of all `grading`, the `graders` of one iteration.
+
+    A local judge's configuration says 'champion' or where a model lies; its artifact says which model that was.
+    """
     trained = reward_model.id if reward_model is not None and graders.needs_reward_model else None
+    served = {label: model.id for label, model in sorted(judge_models.items())}
     grader = _counting(select.history.grader, grading.graders)
     return OutcomesConfig(
         history=select.history,
         grader=grader.label,
-        grader_key=_key(grader),
-        reward_key=digest([hashed_part(graders), trained])[:KEY_DIGITS],
+        grader_key=_key(grader, served.get(grader.label)),
+        reward_key=digest([hashed_part(graders), trained, *([served] if served else [])])[:KEY_DIGITS],
         skipping=select.strategy if isinstance(select.strategy, GresoConfig) else None,
     )
 
@@ -73,15 +83,18 @@ def _counting(label: str | None, graders: list[GraderConfig]) -> GraderConfig:
     return (fitting or graders)[0]
 
 
-def _key(grader: GraderConfig) -> str:
-    kept = {name: value for name, value in hashed_part(grader).items() if name not in USE_OF_OUTCOME}
+def _key(grader: GraderConfig, judge_model: str | None) -> str:
+    kept: dict[str, Any] = {name: value for name, value in hashed_part(grader).items() if name not in USE_OF_OUTCOME}
+    if judge_model is not None:
+        kept["judge_model"] = judge_model
     return digest(kept)[:KEY_DIGITS]
 
 
 def earlier_grades(state: State, outcomes: OutcomesConfig, run: RunContext) -> list[tuple[Artifact, Artifact]]:
     """Rollouts and grades of earlier iterations, the oldest first, where the history before was made of others.
 
-    Of those whose grader is today's: only its stored verdicts and scores are what it would say now.
+    Of those whose grader is today's, and judged by today's model: only its stored verdicts and scores are what it would
+    say now.
     """
     if state.prompt_history is None or outcomes.bases == ("reward",):
         return []
@@ -93,10 +106,25 @@ def earlier_grades(state: State, outcomes: OutcomesConfig, run: RunContext) -> l
     for k in [k for k in campaign.iterations() if FIRST < k < run.iteration][-RECOMPUTED_ITERATIONS:]:
         steps = campaign.state(k).steps
         grades = Artifact.at(run.root, steps["grading"])
-        then = GradingConfig.model_validate(grades.manifest.config).graders
-        if any(grader.label == outcomes.grader and _key(grader) == outcomes.grader_key for grader in then):
+        if _key_then(grades, outcomes.grader) == outcomes.grader_key:
             found.append((Artifact.at(run.root, steps["rollouts"]), grades))
     return found
+
+
+def _key_then(grades: Artifact, label: str) -> str | None:
+    """The grader's key in an earlier iteration; None where it didn't grade, or nobody knows which model judged.
+
+    The grades of rounds name their parts and not the judges' models.
+    """
+    manifest = grades.manifest
+    graders = GradingConfig.model_validate(manifest.config).graders
+    grader = next((grader for grader in graders if grader.label == label), None)
+    if grader is None:
+        return None
+    judge_model = manifest.inputs.get(f"judge_models.{label}")
+    if grader.local_model is not None and judge_model is None:
+        return None
+    return _key(grader, judge_model)
 
 
 def _maker(config: dict[str, Any]) -> list[Any]:

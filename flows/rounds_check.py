@@ -34,6 +34,8 @@ def _check_screening(samples: int, select: SelectConfig, grading: GradingConfig)
             f"rounds.screening.samples is {samples}, expected less than select.samples_per_prompt "
             f"({select.samples_per_prompt}): the rest is what those prompts get whose first samples vary"
         )
+    # The first rewards of a solved prompt don't vary, so these samples are all that it ever gets.
+    select.check_retirement(samples, "rounds.screening.samples")
     comparing = [grader.label for grader in grading.graders if grader.grader in COMPARING]
     if comparing:
         raise ValueError(

@@ -1,11 +1,12 @@
 """How many prompts an iteration draws, which, how often each is sampled, and the fixed held-out batch."""
 
+import math
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from storage.config_base import StrictConfig, added
-from tasks.select.history_config import HistoryConfig
+from tasks.select.history_config import DRAWS_TO_RETIRE, HistoryConfig
 from tasks.select.strategy_config import (
     BandConfig,
     EvenConfig,
@@ -58,6 +59,28 @@ class SelectConfig(StrictConfig):
                 "the whole; lower one of them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _solved_prompts_retire(self) -> Self:
+        split = self.allocation
+        if isinstance(split, InformativeConfig):
+            self.check_retirement(split.max_samples, "allocation.max_samples")
+        else:
+            self.check_retirement(self.samples_per_prompt, "samples_per_prompt")
+        return self
+
+    def check_retirement(self, samples: int, where: str) -> None:
+        """Raises `ValueError` when a prompt that always passes never retires: `where` sets its `samples` per draw."""
+        reachable = self.history.mean_of_solved(samples)
+        if self.retire_from is None or self.retire_from <= reachable:
+            return
+        shown = math.floor(reachable * 1e4) / 1e4
+        raise ValueError(
+            f"retire_from is {self.retire_from}, and a prompt that passes all of its {samples} rollouts ({where}) "
+            f"{DRAWS_TO_RETIRE} draws in a row comes to {shown} under history.discount {self.history.discount} and "
+            f"history.prior {list(self.history.prior)}: none would retire; lower retire_from to {shown} or less, or "
+            f"raise {where} or history.discount"
+        )
 
     @model_validator(mode="after")
     def _budget_fits(self) -> Self:

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from storage.config_base import StrictConfig
 from tasks.select.strategy_config import GresoConfig
 
+# A prompt that always passes should be known as solved after that many draws.
+DRAWS_TO_RETIRE = 20
+
 Outcome = Literal["auto", "verdict", "score", "reward"]
 
 
@@ -42,6 +45,15 @@ class HistoryConfig(StrictConfig):
         if not self.reward_range[0] < self.reward_range[1]:
             raise ValueError(f"reward_range is {self.reward_range}, expected the lower one first")
         return self
+
+    def mean_of_solved(self, samples: int) -> float:
+        """The expected pass rate of a prompt whose `samples` rollouts all passed in each of its last 20 draws.
+
+        From the prior, after k draws: a = a0 + n (1 + d + ... + d^(k-1)), and b = b0 stays (MoPPS, arXiv 2507.04632).
+        """
+        passes = samples * sum(self.discount**age for age in range(DRAWS_TO_RETIRE))
+        alpha, beta = self.prior
+        return (alpha + passes) / (alpha + passes + beta)
 
 
 class OutcomesConfig(StrictConfig):

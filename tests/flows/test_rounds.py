@@ -240,6 +240,10 @@ def test_a_round_is_rerun_by_its_own_name(night):
     ("changes", "message"),
     [
         ({"rounds": {"screening": {"samples": 8}}}, r"screening.samples is 8, expected less than .*\(8\)"),
+        (
+            {"rounds": {"screening": {"samples": 2}}, "select": {"retire_from": 0.9}},
+            r"all of its 2 rollouts \(rounds.screening.samples\) .* comes to 0.8333 .*lower retire_from to 0.8333",
+        ),
         ({"rounds": {"refill": {"groups": 37}}}, "groups is 37, but 3 rounds draw 36 prompts at most"),
         ({"rounds": {"refill": {"groups": 20, "prompts": 2}}}, "groups is 20, but 3 rounds draw 16 prompts"),
         ({"rounds": {"refil": {"groups": 2}}}, "unknown key 'rounds.refil', did you mean 'refill'"),

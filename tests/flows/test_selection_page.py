@@ -27,11 +27,16 @@ REST = {
 }
 
 
-def outcomes_of_run(iteration: int, reward_model: str | None, graders=GRADERS, **select):
+def outcomes_of_run(iteration: int, reward_model: str | None, graders=GRADERS, judge_model=None, **select):
     config = parse_config({**REST, "grading": {"graders": graders}, "select": select}, "page")
-    trained = Artifact(root="root", stage="reward_model", fingerprint=reward_model) if reward_model else None
+    trained = artifact("reward_model", reward_model) if reward_model else None
     active = config.grading.active(iteration, trained is not None)
-    return outcomes_config(config.select, config.grading, active, trained)
+    models = {} if judge_model is None else {label: artifact("policy", judge_model) for label in active.local_models}
+    return outcomes_config(config.select, config.grading, active, trained, models)
+
+
+def artifact(stage: str, name: str) -> Artifact:
+    return Artifact(root="root", stage=stage, fingerprint=name)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
@@ -60,10 +65,58 @@ def test_weights_change_rewards_and_parameters_change_verdicts():
     assert other.grader_key != plain.grader_key
 
 
-def night(folder, name: str, stage: str, config: dict) -> Artifact:
+JUDGE = {
+    "grader": "rubric",
+    "from_iteration": 1,
+    "judging": {"local": {"model": "champion"}, "criteria": [{"criterion": "is short"}]},
+}
+JUDGED = [*GRADERS, JUDGE]
+
+
+def test_another_champion_makes_other_rewards_and_as_the_grader_other_verdicts():
+    beside = [outcomes_of_run(1, None, JUDGED, champion) for champion in ("c1", "c2", "c1")]
+    assert len({outcomes.reward_key for outcomes in beside}) == 2
+    assert len({outcomes.grader_key for outcomes in beside}) == 1, "the verifier counts, whoever judges beside it"
+    counting = [outcomes_of_run(1, None, JUDGED, champion, history={"grader": "rubric"}) for champion in ("c1", "c2")]
+    assert len({outcomes.grader_key for outcomes in counting}) == 2
+
+
+def test_stored_grades_of_a_judge_are_read_again_where_the_same_model_judged(tmp_path):
+    root = str(tmp_path / "root")
+    usual = {"campaign": "page", "policy": "p/1", "champion": "p/1", "champion_evaluation": "e/1"}
+    inputs = [{"judge_models.rubric": "policy/c1"}, {"judge_models.rubric": "policy/c2"}, {"parts.0": "grading/x"}]
+    for k, made_of in enumerate(inputs, start=1):
+        graded = night(tmp_path, str(k), "grading", {"graders": JUDGED}, made_of)
+        Campaign(root, "page").commit(
+            State(iteration=k, steps={"rollouts": f"rollouts/r{k}", "grading": graded.id}, **usual)
+        )
+    before = outcomes_of_run(3, None, JUDGED, "c1", history={"grader": "rubric"})
+    state = State(iteration=3, prompt_history=night(tmp_path, "h", STEP, before.model_dump(mode="json")).id, **usual)
+    run = RunContext(root=root, campaign="page", iteration=4)
+    now = outcomes_of_run(4, None, JUDGED, "c2", history={"grader": "rubric"})
+    assert [rollouts.id for rollouts, _ in earlier_grades(state, now, run)] == ["rollouts/r2"]
+    assert earlier_grades(state, before, run) == []
+
+
+SLOW = [{"grader": "verifier"}, {"grader": "folder", "name": "people", "latency": "slow", "params": {"folder": "f"}}]
+
+
+@pytest.mark.parametrize("reader", [{"strategy": "thompson"}, {"retire_from": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [({"outcome": "reward"}, "outcome is reward, and grader 'people'"), ({"grader": "people"}, "'people' is slow")],
+    ids=str,
+)
+def test_outcomes_that_come_too_late_to_draw_by_are_refused(reader, history, message):
+    with pytest.raises(InputError, match=message):
+        outcomes_of_run(1, None, SLOW, history=history, **reader)
+    assert outcomes_of_run(1, None, SLOW, history=history)
+
+
+def night(folder, name: str, stage: str, config: dict, inputs: dict[str, str] | None = None) -> Artifact:
     """An artifact of which only the configuration matters."""
     artifact = Artifact(root=str(folder / "root"), stage=stage, fingerprint=f"{stage}{name}")
-    recipe = Recipe(artifact, step=stage, version=1, config=config, inputs={}, seed=None)
+    recipe = Recipe(artifact, step=stage, version=1, config=config, inputs=inputs or {}, seed=None)
     commit_outputs(recipe, Attempt(datetime.now(UTC), folder), Outputs())
     return artifact
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from storage.records import PromptUse
+from tasks._maths.posteriors import Beta, update_beta
 from tasks.select.choose import choose, first_places
 from tasks.select.config import SelectConfig
 from tasks.select.draw import draw_prompts, known_of, starting_rates
+from tasks.select.history_config import HistoryConfig
 from tasks.select.strategies import Rates
 
 NAMES = ["uniform", "thompson", "variance", "band", "greso"]
@@ -151,6 +153,31 @@ def test_retired_prompts_come_for_rehearsal_alone_the_longest_ago_first():
 def test_a_prompt_nobody_tried_is_never_retired():
     config = SelectConfig(prompts_per_iteration=2, retire_from=0.4)
     assert draw_prompts(pool(4), None, config, 1, 0).metrics["retired"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reachable"),
+    [
+        ({"samples_per_prompt": 4}, 9 / 10),
+        ({}, 17 / 18),
+        ({"history": {"discount": 0}}, 9 / 10),
+        ({"history": {"discount": 1}}, 161 / 162),
+        ({"allocation": {"name": "informative", "max_samples": 16}}, 33 / 34),
+    ],
+    ids=str,
+)
+def test_a_pass_rate_that_a_solved_prompt_never_comes_to_cannot_retire(changes, reachable):
+    assert SelectConfig(retire_from=reachable - 1e-4, **changes)
+    with pytest.raises(ValidationError, match="none would retire; lower retire_from"):
+        SelectConfig(retire_from=reachable + 1e-4, **changes)
+
+
+def test_the_mean_of_a_solved_prompt_is_that_of_twenty_updates():
+    history = HistoryConfig(prior=(0.3, 0.7), discount=0.8)
+    posterior = Beta(np.array([0.3]), np.array([0.7]))
+    for _ in range(20):
+        posterior = update_beta(posterior, np.array([4.0]), np.array([4.0]), history.prior, history.discount)
+    assert history.mean_of_solved(4) == pytest.approx(posterior.mean[0])
 
 
 def test_exploring_takes_failed_prompts_and_those_least_drawn():
