@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)  ## three iterations of a real model on two cores
 	$(BIN)/posttrain run deployments/quickstart.yaml
 
 test: $(INSTALLED)  ## everything but the slow suites
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## the quickstart asserted, and every algorithm on toys with a known optimum
 	$(BIN)/python -m pytest -m slow
