@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from s3_roots import s3_root
 from server_fixtures import mlflow_server, prefect_server, seaweed  # noqa: F401 - fixtures
 from tiny_model import build_tiny_model
+
+# How long an example takes says how busy the machine is: no test asserts a time.
+settings.register_profile("posttrain", deadline=None)
+settings.load_profile("posttrain")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -99,7 +99,16 @@ def test_mlflow_has_a_parent_run_child_runs_metrics_datasets_and_aliases(campaig
     assert "/runs/flow-run/" in second.data.tags["prefect.flow_run_url"]
     assert "/runs/flow-run/" in second.data.tags["mlflow.note.content"]
     assert [file.path for file in client.list_artifacts(second.info.run_id, "report")] == [
-        f"report/{name}" for name in ("held-out-score.png", "report.html", "reward.png", "seconds.png")
+        f"report/{name}"
+        for name in (
+            "difficulty.png",
+            "funnel.png",
+            "groups.png",
+            "held-out-score.png",
+            "report.html",
+            "reward.png",
+            "seconds.png",
+        )
     ]
     assert [file.path for file in client.list_artifacts(second.info.run_id, "curate")] == ["curate/coverage.png"]
     challenger = client.get_model_version_by_alias(f"{campaign['name']}-policy", "challenger")
