@@ -13,12 +13,14 @@ from tasks.grading.sample import Sample
 SAMPLE_COLUMNS = ["rollout_id", "prompt_id", "policy_id", "text", "finish_reason", "token_ids"]
 
 
-def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame, grader: GraderConfig) -> Iterator[Sample]:
-    """The rollouts as samples, in their order. `batch` holds each prompt's `BatchEntry`.
+def samples_of(rollouts: pl.DataFrame, batch: pl.DataFrame | pl.LazyFrame, grader: GraderConfig) -> Iterator[Sample]:
+    """The rollouts as samples, in their order.
 
+    `batch` holds each prompt's `BatchEntry`; of a scan only theirs are read.
     Raises `InputError` for a rollout whose prompt is not in the batch.
     """
-    prompts = _prompts(batch.join(rollouts.select("prompt_id").unique(), on="prompt_id", how="semi"), grader)
+    asked = rollouts.lazy().select("prompt_id").unique()
+    prompts = _prompts(batch.lazy().join(asked, on="prompt_id", how="semi").collect(), grader)
     columns = rollouts.select(
         "rollout_id",
         "prompt_id",

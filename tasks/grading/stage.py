@@ -136,9 +136,10 @@ def grade(
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
         return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
-    entries, texts = batch.read("batch"), sampled.select(SAMPLE_COLUMNS).collect()
+    texts = sampled.select(SAMPLE_COLUMNS).collect()
+    entries = batch.scan("batch").select("prompt_id", "samples").collect()
     check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
-    samples = list(samples_of(texts, entries, part.grader))
+    samples = list(samples_of(texts, batch.scan("batch"), part.grader))
     purse = purse_for(part.grader, GradeCache(rollouts.root))
     with _device_for(part.grader, config):
         grader = open_grader(part.grader, Resources(served=_served_from(judge_models or {})))
@@ -206,7 +207,7 @@ def ask_slow(
     origin = Origin(config.iteration, rollouts.id, batch.id, grading.id)
     asked = [
         ask(
-            list(samples_of(sampled, batch.read("batch"), spec.grader)),
+            list(samples_of(sampled, batch.scan("batch"), spec.grader)),
             variances,
             spec,
             grader,

@@ -101,7 +101,7 @@ def grade_all(name: str, kind: str, count: int, home: Path) -> dict:
 
     spec = GraderConfig(grader=name, params=VERIFIERS[name])
     seconds = dict.fromkeys(PARTS, 0.0)
-    batch, rollouts = pl.read_parquet(home / f"batch-{count}.parquet"), home / f"{kind}-{count}.parquet"
+    batch, rollouts = pl.scan_parquet(home / f"batch-{count}.parquet"), home / f"{kind}-{count}.parquet"
     for first in (0, *range(0, count, SLICE)):
         started = time.process_time()
         sampled = pl.scan_parquet(rollouts).slice(first, SLICE).select(SAMPLE_COLUMNS).collect()
