@@ -119,11 +119,24 @@ class Aborted(_Rule):
     rule: Literal["aborted"]
 
 
-class Uncertain(_Rule):
+class _OfUncertainty(_Rule):
+    """What rules that look at the graders' uncertainty have in common."""
+
+    grader: str | None = Field(None, min_length=1, description="whose uncertainty; none: the largest of all graders'")
+
+    @property
+    def reads_grades(self) -> bool:
+        return True
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return (self.grader,) if self.grader else ()
+
+
+class Uncertain(_OfUncertainty):
     """Rollouts whose graders don't know: uncertainty (a standard deviation of the score) above a limit."""
 
     rule: Literal["uncertain"]
-    grader: str | None = Field(None, min_length=1, description="whose uncertainty; none: the largest of all graders'")
     threshold: float | None = Field(None, ge=0, allow_inf_nan=False, description="the limit, in the score's unit")
     quantile: Share | None = Field(None, description="instead: the quantile of this iteration's uncertainties")
 
@@ -133,31 +146,14 @@ class Uncertain(_Rule):
             raise ValueError("uncertain takes one limit: give it threshold or quantile (0.9 drops a tenth)")
         return self
 
-    @property
-    def reads_grades(self) -> bool:
-        return True
 
-    @property
-    def named(self) -> tuple[str, ...]:
-        return (self.grader,) if self.grader else ()
-
-
-class SignalToNoise(_Rule):
+class SignalToNoise(_OfUncertainty):
     """Groups whose rewards differ less than the graders' own noise."""
 
     rule: Literal["signal_to_noise"]
-    grader: str | None = Field(None, min_length=1, description="whose uncertainty; none: the largest of all graders'")
     threshold: float = Field(
         1.0, ge=0, description="groups with a smaller ratio of the rewards' deviation to the mean uncertainty fall"
     )
-
-    @property
-    def reads_grades(self) -> bool:
-        return True
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        return (self.grader,) if self.grader else ()
 
 
 class Stale(_Rule):

@@ -2,13 +2,13 @@
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
-import typer
+from command import invoke as run_command
 from graded_rollouts import batch_rows, rollout_rows
-from typer.testing import CliRunner
 
 from flows.ledger_command import register
 from storage.artifacts import Artifact, Outputs
@@ -69,15 +69,7 @@ def root(tmp_path: Path) -> str:
     return root
 
 
-def invoke(*arguments: str) -> str:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command("other")(lambda: None)
-    register(app)
-    result = CliRunner().invoke(app, ["ledger", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+invoke = partial(run_command, register, "ledger")
 
 
 def test_without_a_rule_counts_and_two_examples_each(root):

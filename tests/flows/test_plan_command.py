@@ -2,15 +2,15 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import typer
+from command import invoke as run_command
 from graded_rollouts import rollout_rows
 from rich.console import Console
-from typer.testing import CliRunner
 
 from flows.budget import Request, plan_budget
 from flows.budget_command import register
@@ -37,16 +37,7 @@ FILE = {
 }
 
 
-def invoke(*arguments: str) -> str:
-    """Standard output of `posttrain plan`; what it raised is raised."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command("other")(lambda: None)
-    register(app)
-    result = CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+invoke = partial(run_command, register, "plan")
 
 
 def document(*arguments: str) -> dict:

@@ -4,28 +4,20 @@ import random
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tasks._engines.chat import load_tokenizer
-from tasks._engines.config import EngineConfig
-from tasks._engines.protocol import Completion, Progress, SamplingParams, ServedModel
+from rule_engine import RuleEngine
+
+from tasks._engines.protocol import Completion, Progress, SamplingParams
 
 VERBS = ("Describe", "Compare", "Draw", "Count", "Praise", "Explain")
 THINGS = ("clock", "boat", "a red kite", "the tides", "two drums", "winter light", "an old loom", "the harvest")
 MANNERS = ("in four words", "for a child of six", "as a song", "without adjectives", "works", "from memory")
 
 
-class ListingEngine:
+class ListingEngine(RuleEngine):
     """Two instructions for each request, drawn by the seed: `name: listing_engine:ListingEngine`."""
 
     name = "listing"
-    version = "1"
-    alive = True
     seeds: ClassVar[list[int]] = []
-
-    def __init__(self, config: EngineConfig, served: ServedModel, slot: int = 0, slots: int = 1) -> None:
-        self.load(served)
-
-    def load(self, served: ServedModel) -> None:
-        self._tokenizer = load_tokenizer(served.tokenizer)
 
     def generate(
         self,
@@ -36,7 +28,7 @@ class ListingEngine:
         on_progress: Progress,
     ) -> list[list[Completion]]:
         self.seeds.append(seed)
-        assert all("Write 4 new tasks" in self._tokenizer.decode(list(prompt)) for prompt in prompts)
+        assert all("Write 4 new tasks" in self.read(prompt) for prompt in prompts)
         draw = random.Random(seed)
         return [[self._answer(draw)] * n for n in samples]
 
@@ -44,6 +36,3 @@ class ListingEngine:
         lines = [f"{draw.choice(VERBS)} {draw.choice(THINGS)} {draw.choice(MANNERS)}." for _ in range(2)]
         text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
         return Completion((1, 2), (0.0, 0.0), text, "stop")
-
-    def close(self) -> None:
-        pass

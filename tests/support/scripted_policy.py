@@ -5,27 +5,19 @@ The engine of rounds' tests, `name: scripted_policy:ScriptedPolicy`; `calls` hol
 
 from collections.abc import Sequence
 
-from tasks._engines.chat import load_tokenizer
-from tasks._engines.config import EngineConfig
-from tasks._engines.protocol import Completion, Progress, SamplingParams, ServedModel
+from rule_engine import RuleEngine
+
+from tasks._engines.protocol import Completion, Progress, SamplingParams
 
 ANSWER = "7"
 calls: list[int] = []
 dies_at: list[int] = []
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(RuleEngine):
     """Ends its process's work, by an exception, at the generations that `dies_at` names (counted from 1)."""
 
     name = "scripted policy"
-    version = "1"
-    alive = True
-
-    def __init__(self, config: EngineConfig, served: ServedModel, slot: int = 0, slots: int = 1) -> None:
-        self.load(served)
-
-    def load(self, served: ServedModel) -> None:
-        self._tokenizer = load_tokenizer(served.tokenizer)
 
     def generate(
         self,
@@ -39,12 +31,8 @@ class ScriptedPolicy:
         if len(calls) in dies_at:
             raise RuntimeError(f"generation {len(calls)} was cut off")
         return [
-            [answer(self._tokenizer.decode(list(prompt)), index) for index in range(n)]
-            for prompt, n in zip(prompts, samples, strict=True)
+            [answer(self.read(prompt), index) for index in range(n)] for prompt, n in zip(prompts, samples, strict=True)
         ]
-
-    def close(self) -> None:
-        pass
 
 
 def answer(prompt: str, index: int) -> Completion:
