@@ -1,14 +1,19 @@
 """The stage over committed artifacts: in pieces the same as at once, nights that follow each other, grades beside."""
 
+import hashlib
+from pathlib import Path
+
 import polars as pl
 import pytest
 from filtered import grades_of, rewards_of, rule
 from graded_rollouts import committed, context, rollout_rows
 
 from storage.errors import InputError
+from storage.reader import batches
 from storage.records import Reward
 from tasks.filtering import stage
 from tasks.filtering.config import FilteringConfig
+from tasks.filtering.rounds_stage import count_survivors
 
 
 def night(folder, iteration, texts, rewards, grades=None, frames=3):
@@ -53,6 +58,14 @@ def test_what_an_earlier_night_kept_is_not_trained_again(tmp_path):
     # The first group of the first night fell: its texts are new.
     assert second.read("ledger")["rule"].to_list() == ["kept"] * 4 + ["redundant_across"] * 4 + ["kept"] * 2
     assert metrics["dropped_redundant_across"] == 4 and metrics["effective_groups"] == 2
+    # A refill counts the groups that the filter will leave, not those that it would without that night.
+    counted = [
+        count_survivors.function(
+            rollouts=[rollouts], rewards=rewards, config=CONFIG, earlier=nights, context=context(tmp_path, 2)
+        ).metrics["surviving"]
+        for nights in ([first], [])
+    ]
+    assert counted == [2, 3]
     _, forgotten = filter_night(tmp_path, 3, rollouts, rewards, CONFIG, [second, first])
     assert forgotten["kept"] == 4
 
@@ -68,3 +81,16 @@ def test_pass_rates_and_uncertainty_come_from_the_grades(tmp_path):
     without, ungraded = night(tmp_path, 2, TEXTS, REWARDS)
     with pytest.raises(InputError, match="there are none"):
         filter_night(tmp_path, 2, without, ungraded, config)
+
+
+def test_a_column_that_came_later_is_null_in_batches_too(tmp_path):
+    _, rewards = night(tmp_path, 1, TEXTS, REWARDS)
+    stored = next(Path(rewards.root).glob(f"{rewards.folder}/rewards-*.parquet"))
+    assert rewards.read("rewards")["passed"].null_count() == 16
+    older = tmp_path / "older"
+    older.mkdir()
+    pl.read_parquet(stored).drop("passed").write_parquet(older / "part.parquet")
+    digest = hashlib.sha256((older / "part.parquet").read_bytes()).hexdigest()
+    columns = ["passed", "reward"]
+    [batch] = batches(str(tmp_path), "older", "rewards", [("part.parquet", digest)], columns, 100)
+    assert batch.columns == columns and batch["passed"].is_null().all() and batch["reward"].to_list() == REWARDS
