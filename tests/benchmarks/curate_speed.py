@@ -8,15 +8,15 @@ check, over fewer prompts: its index takes hours and tens of GiB for a million.
 """
 
 import json
-import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import apart
 import numpy as np
+from apart import peak_resident_bytes
 from update_speed import Line, show
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def search(path: Path, count: int) -> dict:
         index = ShingleIndex(THRESHOLD, Path(folder))
         for texts in texts_of(path, count):
             index.add(hashed_words(texts))
-        sketched, sketched_bytes = time.process_time(), peak_bytes()
+        sketched, sketched_bytes = time.process_time(), peak_resident_bytes()
         clusters = index.clusters(np.ones(count, bool))
         done = time.process_time()
     found = {
@@ -82,7 +82,7 @@ def search(path: Path, count: int) -> dict:
         "join_s": done - sketched,
         "sketched_bytes": sketched_bytes,
     }
-    return found | {"peak_bytes": peak_bytes(), **_summary(clusters)}
+    return found | {"peak_bytes": peak_resident_bytes(), **_summary(clusters)}
 
 
 def peer(path: Path, count: int) -> dict:
@@ -93,7 +93,11 @@ def peer(path: Path, count: int) -> dict:
     texts = [text for part in texts_of(path, count) for text in part]
     started = time.process_time()
     clusters = datasketch_clusters(texts, THRESHOLD)
-    return {"seconds": time.process_time() - started, "peak_bytes": peak_bytes(), **_summary(np.array(clusters))}
+    return {
+        "seconds": time.process_time() - started,
+        "peak_bytes": peak_resident_bytes(),
+        **_summary(np.array(clusters)),
+    }
 
 
 def curate(path: Path, count: int) -> dict:
@@ -120,7 +124,7 @@ def curate(path: Path, count: int) -> dict:
         written = time.process_time()
         assert writer.tables["prompts"].rows + writer.tables["rejected"].rows == count
     parts = {"pool_s": pooled - started, "coverage_s": covered - pooled, "write_s": written - covered}
-    return {"seconds": written - started, **parts, "peak_bytes": peak_bytes()}
+    return {"seconds": written - started, **parts, "peak_bytes": peak_resident_bytes()}
 
 
 def _summary(clusters: np.ndarray) -> dict:
@@ -128,20 +132,7 @@ def _summary(clusters: np.ndarray) -> dict:
     return {"clusters": len(sizes), "pairs": int((sizes * (sizes - 1) // 2).sum())}
 
 
-def peak_bytes() -> int:
-    """The process's largest memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def run_apart(*arguments: str) -> dict:
-    """One measurement in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"curate_speed.py {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout) if done.stdout.strip() else {}
+run_apart = partial(apart.run_apart, __file__, threads=2)
 
 
 def measure_all(home: Path, count: int = MILLION, fewer: int = FEWER, peer_count: int = PEER) -> list[Line]:

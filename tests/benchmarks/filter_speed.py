@@ -11,15 +11,17 @@ that many instead of 1,000,000 against 160,000.
 import json
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import apart
 import numpy as np
 import polars as pl
+from apart import peak_resident_bytes
 from update_speed import Line, show
 
 REPOSITORY = Path(__file__).parents[2]
@@ -121,12 +123,6 @@ def store(count: int, home: Path) -> None:
     commit(home, "grading", str(count), Outputs(rewards=rewards, grades=grades))
 
 
-def peak_bytes() -> int:
-    """The largest resident set of this process so far."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
     """Seconds and bytes beyond the imports of filtering and committing."""
     from storage.artifacts import Artifact
@@ -139,7 +135,7 @@ def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
         Artifact(root=str(home / "root"), stage=s, fingerprint=str(count)) for s in ("rollouts", "grading")
     )
     config = FilteringConfig(rules=RULES[rules])
-    imported, started, before = peak_bytes(), time.perf_counter(), time.process_time()
+    imported, started, before = peak_resident_bytes(), time.perf_counter(), time.process_time()
     outputs = filter_rollouts.function(rollouts=rollouts, rewards=grading, config=config, context=context)
     decided = time.perf_counter()
     commit(home, "filtering", f"{count}-{os.getpid()}", outputs)
@@ -149,20 +145,12 @@ def filtered(rules: str, count: int, home: Path) -> dict[str, float]:
         "deciding_s": decided - started,
         "processor_s": time.process_time() - before,
         "imported_bytes": imported,
-        "bytes": peak_bytes() - imported,
+        "bytes": peak_resident_bytes() - imported,
         "kept": outputs.metrics["kept_fraction"],
     }
 
 
-def run_apart(*arguments: str) -> dict:
-    """One measurement in a process of its own, two threads wide."""
-    environment = os.environ | {"POLARS_MAX_THREADS": "2", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"filter_speed.py {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout) if done.stdout.strip() else {}
+run_apart = partial(apart.run_apart, __file__, threads=2)
 
 
 def measure(home: Path, larger: int = LARGER) -> list[Line]:

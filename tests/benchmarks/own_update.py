@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from resident import peak_resident_bytes
+from apart import peak_resident_bytes
 
 SIDE, PRODUCTS = 4096, 2
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow.parquet
 import torch
+from apart import peak_resident_bytes
 from datasets import Dataset
 from peft import PeftModel
-from resident import peak_resident_bytes
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 

@@ -8,16 +8,16 @@ two alike. The target is 50,000 rollouts/s on two cores, so 25,000 in one proces
 """
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import apart
 import polars as pl
-from resident import peak_resident_bytes
+from apart import peak_resident_bytes
 from update_speed import Line, show
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,15 +124,7 @@ def grade_all(name: str, kind: str, count: int, home: Path) -> dict:
     }
 
 
-def run_apart(*arguments: str) -> dict:
-    """One measurement in a process of its own, one thread wide."""
-    environment = os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"verifier_speed.py {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout) if done.stdout.strip() else {}
+run_apart = partial(apart.run_apart, __file__, threads=1)
 
 
 def measure(home: Path) -> list[Line]:
