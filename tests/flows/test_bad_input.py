@@ -82,26 +82,26 @@ def test_an_empty_prompt_set(tmp_path, env, tiny_model):
     refused(tmp_path, env, tiny_model, "chats.jsonl", curate=chats(tmp_path, []))
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (b'{"messages": [{"role": "user", "content": "caf\xe9"}]}\n', "not_utf8"),
-        ({"messages": [{"role": "assistant", "content": "no question"}]}, "no_user_turn"),
-        ({"messages": "not a list"}, "bad_type"),
-        ({"other": 1}, "missing_field"),
-    ],
-)
-def test_bad_rows_are_set_aside_and_too_many_are_refused(tmp_path, env, tiny_model, row, reason):
-    few = chats(tmp_path, [*(good(n) for n in range(30)), row])
-    output = posttrain(
-        "run",
-        str(run_file(tmp_path, tiny_model, iterations=1, curate={**few, "eval_prompts": 8})),
-        "--root",
-        str(tmp_path / "root"),
-        env=env,
-    )
-    assert "1 rows set aside" in output
-    many = chats(tmp_path, [good(1), row])
+BAD_ROWS = {
+    "not_utf8": b'{"messages": [{"role": "user", "content": "caf\xe9"}]}\n',
+    "no_user_turn": {"messages": [{"role": "assistant", "content": "no question"}]},
+    "bad_type": {"messages": "not a list"},
+    "missing_field": {"other": 1},
+}
+
+
+def test_bad_rows_are_set_aside(tmp_path, env, tiny_model):
+    few = chats(tmp_path, [*(good(n) for n in range(40)), *BAD_ROWS.values()])
+    path = run_file(tmp_path, tiny_model, iterations=1, curate={**few, "eval_prompts": 8})
+    output = posttrain("run", str(path), "--root", str(tmp_path / "root"), env=env)
+    assert "4 rows set aside" in output
+    for reason in BAD_ROWS:
+        assert f"{reason} 1" in output
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+def test_too_many_bad_rows_are_refused(tmp_path, env, tiny_model, reason):
+    many = chats(tmp_path, [good(1), BAD_ROWS[reason]])
     output = refused(tmp_path, env, tiny_model, "max_rejected_fraction", curate=many)
     assert reason in last_line(output)
 
