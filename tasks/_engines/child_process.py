@@ -1,6 +1,7 @@
 """An engine's process as its parent sees it: one request at a time, and no answer ever meets another request."""
 
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -104,7 +105,7 @@ class Child:
             raise self._failure(f"the {self._name} process died with {ended}") from error
 
     def _failure(self, what: str) -> TransientError:
-        tail = self._log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        tail = read_log(self._log_path).splitlines()[-LOG_TAIL_LINES:]
         return TransientError("\n".join([f"{what}; the end of {self._log_path}:", *tail]))
 
     def kill(self) -> None:
@@ -140,6 +141,7 @@ def spawn(
     """
     ours, theirs = socket.socketpair()
     with theirs, log_path.open("wb") as log:
+        fcntl.flock(log, fcntl.LOCK_SH)  # the child inherits it: nobody tidies the log of one that lives
         passed = [theirs.fileno(), *files]
         numbers = [theirs.fileno(), os.getpid(), *files]
         started = _SPAWNER.submit(
@@ -157,13 +159,27 @@ def spawn(
 
 
 def new_log(kind: str, name: str) -> Path:
-    """A fresh log file's path below `logs/KIND` of our home; the newest twenty of a kind are kept."""
+    """A fresh log file's path below `logs/KIND` of our home; the newest twenty are kept, and those of the living."""
     folder = home() / "logs" / kind
     folder.mkdir(parents=True, exist_ok=True)
     logs = sorted(_ages(folder))
     for _, old in logs[: -LOGS_KEPT + 1]:
-        old.unlink(missing_ok=True)
+        _tidy(old)
     return folder / f"{name.lower()}-{os.getpid()}-{next(_LOG_NUMBERS)}.log"
+
+
+def read_log(path: Path) -> str:
+    """What a process wrote; after its end another process may have tidied it away."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return f"({path} is gone)"
+
+
+def _tidy(log: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), log.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        log.unlink()
 
 
 def _ages(folder: Path) -> Iterator[tuple[int, Path]]:

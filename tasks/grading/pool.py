@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from tasks._engines.child_process import new_log, spawn
+from tasks._engines.child_process import new_log, read_log, spawn
 from tasks._training.launch import process_environment
 from tasks.grading.lanes import PULSE
 
@@ -79,7 +79,7 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_TIMEOUT_S)
         self.kill()
-        words = last_words(self._log_path.read_text(errors="replace"))
+        words = last_words(read_log(self._log_path))
         LOG.log(level, "a grading worker %s; its log ends:\n%s", "was stuck" if stuck else "died", words)
         code = self._process.returncode or 0
         return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import InputError, TransientError
-from tasks._engines.child_process import Child
+from tasks._engines.child_process import ENGINES, LOGS_KEPT, Child, new_log, read_log
 from tasks._engines.devices import gpus_of
 
 # A process that speaks the protocol as vLLM's does, and misbehaves when asked to.
@@ -138,6 +138,23 @@ def test_a_late_answer_and_a_child_that_hangs_up_without_ending_are_transient(
         deaf.ask("echo")
     deaf.close()
     assert not running(deaf.pid)
+
+
+def test_the_log_of_a_process_that_lives_is_never_tidied_away(child: Child) -> None:
+    child.ask("echo")
+    log = child._log_path
+    os.utime(log, (0, 0))
+
+    def others() -> None:
+        for _ in range(LOGS_KEPT + 5):
+            new_log(ENGINES, "other").touch()
+
+    others()
+    assert log.exists() and len(list(log.parent.glob("other-*.log"))) <= LOGS_KEPT
+    child.kill()
+    others()
+    assert not log.exists()
+    assert read_log(log) == f"({log} is gone)"
 
 
 PARENT = """
