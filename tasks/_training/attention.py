@@ -81,9 +81,10 @@ def rows_apart(device_type: str, dtype: torch.dtype) -> bool:
     """Whether rows of their own are faster than a dense mask: measured on two cores, answers of 40 to 48 tokens.
 
     In float32 the scores cost more than the gathers (a third less time in attention); in bfloat16, with instructions
-    for it, a tenth less than the gathers. Not measured on a GPU.
+    for it, a tenth less than the gathers. On an H100 an update of a model of 1.7 billion weights, 16 answers of 32 to
+    512 tokens to a prompt, takes a seventh less time, for a quarter more memory.
     """
-    return device_type == "cpu" and dtype == torch.float32
+    return device_type == "cuda" or dtype == torch.float32
 
 
 def packed_attention(

@@ -18,6 +18,15 @@ def peak_resident_bytes() -> int:
     return int(found[1]) * 1024
 
 
+def peak_bytes(device: str) -> int:
+    """The most that this process has needed where it computes: on a GPU in tensors, else resident."""
+    if device == "cpu":
+        return peak_resident_bytes()
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
 def run_apart(script: str, *arguments: str, threads: int) -> dict:
     """What a script of this folder prints as JSON, so many threads wide."""
     widths = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS"), str(threads))

@@ -12,9 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from apart import peak_resident_bytes
+from apart import peak_bytes
 
-SIDE, PRODUCTS = 4096, 2
+# Of the square matrices: a GPU needs larger ones to be full.
+SIDES, PRODUCTS = {"cpu": 4096, "cuda": 8192}, 2
 
 
 class Stopwatch:
@@ -24,10 +25,12 @@ class Stopwatch:
     a mean over the same minutes.
     """
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, device: str) -> None:
         import torch
 
-        self.left, self.right = (torch.randn(SIDE, SIDE).to(getattr(torch, dtype)) for _ in range(2))
+        self.device, self.side = device, SIDES[device]
+        shape = (self.side, self.side)
+        self.left, self.right = (torch.randn(shape).to(device, getattr(torch, dtype)) for _ in range(2))
         self.product = self.left @ self.right.T
         self.steps = self.product_seconds = 0.0
         self.products = 0
@@ -37,18 +40,26 @@ class Stopwatch:
         """Takes the place of a progress bar, which is told of the start of every step and of the end."""
         import torch
 
-        now = time.perf_counter()
+        now = self._clock()
         if self.started is not None:
             self.steps += now - self.started
         for _repetition in range(PRODUCTS):
             torch.mm(self.left, self.right.T, out=self.product)
         self.products += PRODUCTS
-        self.started = time.perf_counter()
+        self.started = self._clock()
         self.product_seconds += self.started - now
 
     def product_rate(self) -> float:
         """FLOP/s of the products."""
-        return 2 * SIDE**3 * self.products / self.product_seconds
+        return 2 * self.side**3 * self.products / self.product_seconds
+
+    def _clock(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def update(trajectories: Path, job: dict, optimizer_steps: int, watch: Stopwatch) -> list[float]:
@@ -65,7 +76,8 @@ def update(trajectories: Path, job: dict, optimizer_steps: int, watch: Stopwatch
         max_tokens=job["max_tokens"],
         lora=LoraConfig(rank=job["rank"]),
         parity=ParityConfig(enabled=False),
-        device="cpu",
+        device=job["device"],
+        tokens_per_microbatch=job.get("tokens_per_microbatch"),
     )
     with tempfile.TemporaryDirectory() as scratch:
         updated = update_policy(
@@ -85,19 +97,19 @@ def update(trajectories: Path, job: dict, optimizer_steps: int, watch: Stopwatch
 
 def main(path: str) -> None:
     """One step on the first rows to warm up, then whole updates."""
-    job = json.loads(Path(path).read_text())
+    job = {"device": "cpu"} | json.loads(Path(path).read_text())
     from tasks._devices import choose_dtype
 
-    dtype = choose_dtype("auto", "cpu")
-    norms = update(Path(job["first"]), job, 1, Stopwatch(dtype))
-    watches = [Stopwatch(dtype) for _ in range(job["repetitions"])]
+    dtype = choose_dtype("auto", job["device"])
+    norms = update(Path(job["first"]), job, 1, Stopwatch(dtype, job["device"]))
+    watches = [Stopwatch(dtype, job["device"]) for _ in range(job["repetitions"])]
     for watch in watches:
         update(Path(job["trajectories"]), job, job["optimizer_steps"], watch)
     measured = {
         "seconds": [watch.steps for watch in watches],
         "product_rates": [watch.product_rate() for watch in watches],
         "grad_norm": norms[0],
-        "peak_bytes": peak_resident_bytes(),
+        "peak_bytes": peak_bytes(job["device"]),
     }
     print(json.dumps(measured | {"dtype": dtype, "threads": os.environ.get("OMP_NUM_THREADS")}))
 

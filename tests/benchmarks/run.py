@@ -46,13 +46,14 @@ def stage_rates(home: Path) -> tuple[list[dict[str, float]], dict]:
     """Tokens and seconds of the stage `rollouts` for several seeds, its engine up; and the job for bare vLLM."""
     from prefect import flow
 
-    from flows.iteration import generate, register_base, select
     from flows.launches import launched, tracked_iteration
-    from storage.policies import resolve_policy
+    from storage.policies import register_base, resolve_policy
     from tasks._devices import choose_dtype
     from tasks._engines import pool
     from tasks._engines.chat import load_tokenizer, render
     from tasks.curate.stage import curate
+    from tasks.rollouts.stage import generate
+    from tasks.select.stage import select
 
     config = quickstart(home)
     seeds = list(range(REPETITIONS + 1))

@@ -20,9 +20,9 @@ from flops import RowGroup, update_flops
 REPOSITORY = Path(__file__).parents[2]
 TRL_ENVIRONMENT = REPOSITORY / ".bench-trl"
 TRL_PACKAGES = ("trl>=1.16,<1.17", "torch>=2.13,<2.14", "transformers>=5.19,<6", "peft>=0.21,<0.22", "datasets>=4,<6")
-PROMPTS, OPTIMIZER_STEPS, REPETITIONS = 16, 4, 3
+PROMPTS, OPTIMIZER_STEPS, REPETITIONS = {"cpu": 16, "cuda": 32}, 4, 3
 PEAK_SHARE_LIMIT, TRL_RATIO_LIMIT, NORM_LIMIT = 0.6, 2.0, 0.05
-RANK, LEARNING_RATE, MAX_TOKENS = 16, 2e-4, 64
+RANK, LEARNING_RATE = 16, 2e-4
 
 
 class Line(NamedTuple):
@@ -58,12 +58,12 @@ def trl_python() -> Path | None:
     return python
 
 
-def chosen_rows(trajectories: pl.DataFrame) -> pl.DataFrame:
+def chosen_rows(trajectories: pl.DataFrame, prompts: int) -> pl.DataFrame:
     """All rows of the first prompts whose every sample trains, prompt by prompt; as many prompts as fill the steps."""
     samples = trajectories["group_id"].value_counts()["count"].max()
     trains = (pl.col("advantage") != 0) & (pl.col("weight") == 1) & (pl.col("token_ids").list.len() > 0)
     whole = trajectories.group_by("group_id", maintain_order=True).agg(trained=trains.sum())
-    groups = whole.filter(pl.col("trained") == samples)["group_id"].to_list()[:PROMPTS]
+    groups = whole.filter(pl.col("trained") == samples)["group_id"].to_list()[:prompts]
     groups = groups[: len(groups) // OPTIMIZER_STEPS * OPTIMIZER_STEPS]
     if not groups:
         sys.exit(f"fewer than {OPTIMIZER_STEPS} prompts have {samples} rollouts with an advantage")
@@ -78,7 +78,7 @@ def row_groups(rows: pl.DataFrame) -> list[RowGroup]:
     return [RowGroup(prompt, responses) for _, prompt, responses in lengths.iter_rows()]
 
 
-def write_job(rows: pl.DataFrame, base: Path, home: Path) -> dict:
+def write_job(rows: pl.DataFrame, base: Path, home: Path, device: str) -> dict:
     """What both sides read: the rows, those of the first step, and a fresh adapter."""
     import torch
 
@@ -98,7 +98,8 @@ def write_job(rows: pl.DataFrame, base: Path, home: Path) -> dict:
         "repetitions": REPETITIONS,
         "rank": RANK,
         "learning_rate": LEARNING_RATE,
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": rows["token_ids"].list.len().max(),
+        "device": device,
     }
 
 
@@ -117,12 +118,15 @@ def run_child(python: Path, script: str, job: dict, home: Path) -> dict:
 
 def measure(trajectories: pl.DataFrame, base: Path, home: Path) -> list[Line]:
     """A line per measurement, those against TRL only where it can be installed."""
+    from tasks._devices import choose_device
+
     home.mkdir(parents=True, exist_ok=True)
-    rows = chosen_rows(trajectories)
+    device = choose_device("auto").type
+    rows = chosen_rows(trajectories, PROMPTS[device])
     model = json.loads((base / "config.json").read_text())
     groups = row_groups(rows)
     shared, single = (update_flops(model, RANK, groups, share_prompt=share) for share in (True, False))
-    job = write_job(rows, base, home)
+    job = write_job(rows, base, home, device)
     own = run_child(Path(sys.executable), "own_update.py", job, home)
     seconds = statistics.median(own["seconds"])
     shares = [shared / took / rate for took, rate in zip(own["seconds"], own["product_rates"], strict=True)]

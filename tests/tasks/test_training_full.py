@@ -80,7 +80,7 @@ def plain_gradients(folder, dtype=torch.float32, autocast=False):
 @pytest.mark.parametrize("chunk", [3, 512])
 @pytest.mark.parametrize("tied", [True, False])
 def test_all_gradients_equal_those_of_plain_transformers(tiny_model, untied, monkeypatch, tied, chunk):
-    monkeypatch.setattr(logprobs_module, "TOKENS_AT_ONCE", chunk)
+    monkeypatch.setitem(logprobs_module.TOKENS_AT_ONCE, "cpu", chunk)
     monkeypatch.setattr(logprobs_module, "TOKENS_AT_ONCE_FOR_WEIGHT", chunk)
     folder = tiny_model if tied else untied
     found = gradients(load_causal_model(folder, "float32", CPU, trainable=True))
