@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from tasks._engines.child_process import new_log, read_log, spawn
@@ -63,6 +64,14 @@ class Worker:
         """A count that moves while the process lives, and the row that it began last (-1: none yet)."""
         count, row = PULSE.unpack_from(self._pulse)
         return count, row
+
+    @property
+    def starved_s(self) -> float:
+        """Seconds in which the process wanted a core and had none, since it began; 0 where the system doesn't say."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def send(self, job: bytes, rows: list[Any]) -> None:
         """A request. Raises `OSError` when the process is gone."""

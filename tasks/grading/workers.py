@@ -49,11 +49,12 @@ class Job:
 
 @dataclass
 class _Request:
-    """Places of rows that a worker has; `counted` and `since` are its last sign of life."""
+    """Places of rows that a worker has; `counted` and `since` are its last sign of life, `starved_s` as it was then."""
 
     places: list[int]
     counted: tuple[int, int] = (0, BEFORE_ROWS)
     since: float = field(default_factory=time.monotonic)
+    starved_s: float = 0.0
 
 
 def grade_in_workers(rows: Sequence[Any], job: Job, pool: WorkerPool, progress: Progress) -> list[Answer]:
@@ -108,7 +109,7 @@ class _Grading:
         while len(taken) < wanted and (worker := self._pool.take(self, holding=bool(taken or self._busy))) is not None:
             taken.append(worker)
         for worker in taken:
-            request = _Request(self._next_places())
+            request = _Request(self._next_places(), starved_s=worker.starved_s)
             self._busy[worker] = request
             try:
                 worker.send(self._packed_job, [self._rows[place] for place in request.places])
@@ -133,7 +134,7 @@ class _Grading:
         if kind == "again":
             self._again(request, decode(encoded[0]))
         else:
-            self._take_in(request, places, encoded)
+            self._take_in(worker, request, places, encoded)
         if kind != "part":
             del self._busy[worker]
             self._pool.give_back(worker)
@@ -141,12 +142,12 @@ class _Grading:
             self._put_back(request)
         self._progress(len(self._answers), len(self._rows), "rollouts")
 
-    def _take_in(self, request: _Request, places: Sequence[int], encoded: Sequence[Any]) -> None:
+    def _take_in(self, worker: Worker, request: _Request, places: Sequence[int], encoded: Sequence[Any]) -> None:
         for place, answer in zip(places, encoded, strict=True):
             self._answers[request.places[place]] = decode(answer)
         if len(places):
             self._unprepared = 0
-        request.since = time.monotonic()
+        request.since, request.starved_s = time.monotonic(), worker.starved_s
 
     def _again(self, request: _Request, failure: Answer) -> None:
         """Rows that failed together are graded one by one; one that was alone has failed by itself."""
@@ -169,14 +170,15 @@ class _Grading:
         self._waiting.extendleft(reversed([place for place in request.places if place not in self._answers]))
 
     def _watch(self, worker: Worker) -> None:
-        """End a worker that is dead, or whose row is late."""
+        """End a worker that is dead, or whose row is late: what it waited for a core isn't its own time."""
         request, now = self._busy[worker], time.monotonic()
         if worker.pulse != request.counted:
-            request.counted, request.since = worker.pulse, now
+            request.counted, request.since, request.starved_s = worker.pulse, now, worker.starved_s
         limit_s = self._job.timeout_s * (len(request.places) if self._job.mode == "batches" else 1)
         if request.counted[1] == BEFORE_ROWS:
             limit_s = PREPARE_S
-        if now - request.since > limit_s:
+        taken_s = now - request.since
+        if taken_s > limit_s and taken_s - (worker.starved_s - request.starved_s) > limit_s:
             self._gone(worker, f"TimeoutError: no answer within {limit_s:g} s; its worker was ended")
         elif worker.ended and not worker.connection.poll():
             self._gone(worker)

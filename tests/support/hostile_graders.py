@@ -19,8 +19,15 @@ def _loop():
         pass
 
 
+def _compute():
+    until = time.process_time() + 0.4
+    while time.process_time() < until:
+        pass
+
+
 ACTS = {
     "loop": _loop,
+    "compute": _compute,
     "regex": lambda: re.match(r"(a+)+$", "a" * 50 + "b"),  # C code that holds the interpreter's lock
     "sleep": lambda: time.sleep(1000),
     "exit": lambda: os._exit(3),

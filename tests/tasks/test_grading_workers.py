@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -167,6 +168,26 @@ def test_a_stuck_row_is_found_in_the_log(caplog):
     answers_of(ACT, ["sleep"], timeout_s=0.3)
     assert "was stuck" in caplog.text and "hostile_graders.py" in caplog.text
     assert last_words("noise\nThread 1 (most recent call first):\n  File a\n  File b") == "  File a\n  File b"
+
+
+def test_time_without_a_core_is_not_the_rows_own():
+    """Eight others want the one core that the worker may use: its 0.4 s take more than the limit by the clock."""
+    allowed = os.sched_getaffinity(0)
+    busy = [sys.executable, "-c", "while True: pass"]
+    pool = WorkerPool(1)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        # In sessions of their own: a system may share its cores out by session.
+        others = [subprocess.Popen(busy, start_new_session=True) for _ in range(8)]
+        row = ("hostile_graders:act", ("p", "compute"), {})
+        answers = grade_in_workers([row], replace(JOB, timeout_s=1.0), pool, lambda *_: None)
+    finally:
+        os.sched_setaffinity(0, allowed)
+        for other in others:
+            other.kill()
+            other.wait()
+        pool.close()
+    assert answers == [Verdict(0.07)]
 
 
 def test_workers_import_nothing_heavy():
