@@ -298,9 +298,14 @@ class Preference(dy.Schema):
     source = dy.Enum(["human", "ai", "grader", "click", "counterexample"])
     strength = dy.Float64(nullable=True, description="the margin between the two, in the source's own scale")
     annotator = dy.String(nullable=True)
-    human_score_chosen = dy.Float64(nullable=True)
+    human_score_chosen = dy.Float64(nullable=True, description="a person's, absolute")
     human_score_rejected = dy.Float64(nullable=True)
     split = dy.Enum(["train", "eval"])
+    tie = dy.Bool(nullable=True, description="neither is better: which is called chosen means nothing; null: false")
+    iteration = dy.Int32(nullable=True, min=0, description="in which its answers were sampled")
+    chosen_policy_id = dy.String(nullable=True)
+    rejected_policy_id = dy.String(nullable=True)
+    detail = dy.String(nullable=True, description="JSON object: what the source knows besides")
 
     @dy.rule()
     def answers_differ(cls) -> pl.Expr:
