@@ -19,7 +19,7 @@ from tasks._sources.reading import check_columns, raise_together, read_file
 from tasks._sources.rows import Rejection, Row
 from tasks.curate.dedup_config import EvaluationSetConfig
 from tasks.curate.duplicates import TEXTS_AT_A_TIME, chat_text
-from tasks.curate.words import Hashes, Places, Ragged, hashed_words, ngrams, whole_texts, words_of
+from tasks._maths.words import Hashes, Places, Ragged, hashed_words, ngrams, whole_texts, words_of
 
 SHOWN_WORDS = 40
 

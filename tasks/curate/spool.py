@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from storage.records import Prompt, RejectedRow
 from tasks._sources.rows import SHOWN_EXAMPLES, Rejection, rejected_frame
 from tasks.curate.duplicates import chat_text, id_names, id_numbers
-from tasks.curate.near_duplicates import Labels
-from tasks.curate.words import Hashes
+from tasks._maths.near_duplicates import Labels
+from tasks._maths.words import Hashes
 
 LATER = ("split", "cluster_id")
 SCHEMA = {name: kind for name, kind in Prompt.create_empty().schema.items() if name not in LATER}

@@ -15,7 +15,7 @@ from tasks.curate.config import CurateConfig
 from tasks.curate.dedup_config import EmbeddingConfig
 from tasks.curate.duplicates import TEXTS_AT_A_TIME
 from tasks.curate.embeddings import COLUMNS, hashed_vectors, join_by_cosine, model_vectors
-from tasks.curate.near_duplicates import Clusters
+from tasks._maths.near_duplicates import Clusters
 from tasks.curate.pool import Choices, build_pool, spool_pool
 
 VERIFIER = {"name": "length"}
