@@ -5,9 +5,10 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.preference_pairs import gather_pairs
 from flows.prompt_history import record_history
 from flows.rounds import Sampler, sample_iteration
-from flows.slow_grades import settle_grades
+from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -22,7 +23,6 @@ from tasks.grading.config import GradingConfig
 from tasks.grading.judges.config import CHAMPION
 from tasks.grading.stage import grade
 from tasks.policy_update.stage import update
-from tasks.preferences.stage import collect_preferences
 from tasks.report.stage import report
 from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
@@ -91,13 +91,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         earlier=earlier,
         config=config.filtering,
     )
-    pairs = collect_preferences(
-        rollouts=rollouts,
-        rewards=settled.rewards,
-        batch=drawn,
-        config=config.preferences,
-        seed=derive_seed(config.seed, "preferences"),
-    )
+    pairs = gather_pairs(config, run, Graded(rollouts, drawn, settled.rewards))
     if config.reward_model.due(k) and _enough(pairs, config):
         reward_model = train(
             preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")

@@ -14,6 +14,7 @@ from tasks.curate.decontaminate import check_sets
 from tasks.curate.sources import check_sources, verifiers_of
 from tasks.grading.checks import check_graders, check_iterations
 from tasks.grading.judges.config import CHAMPION
+from tasks.preferences.files import check_preference_files
 from tasks.sft.demonstrations import check_demonstrations
 
 
@@ -32,6 +33,7 @@ def check_inputs(config: RunConfig) -> None:
     if config.curate.embeddings is not None and config.curate.embeddings.model is not None:
         find_base(config.curate.embeddings.model)
     check_graders(config.grading, verifiers_of(config.curate))
+    check_preference_files(config.preferences.files)
     if config.sft is not None:
         check_demonstrations(config.sft)
     check_root(config.resolved_root())
