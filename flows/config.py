@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
+from flows.preferences_check import check_preferences
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -135,6 +136,7 @@ class RunConfig(StrictConfig):
             )
         self._check_components()
         check_history(self.select, self.grading)
+        check_preferences(self.preferences, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
         return self
 

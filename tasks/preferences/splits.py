@@ -125,5 +125,5 @@ def _shared(train: dict[str, str], held: dict[str, str]) -> str:
         answers = {train["chosen"], train["rejected"]} & {held["chosen"], held["rejected"]}
         return "they answer the same prompt" + (" with the same text" if answers else "")
     if train["cluster_id"] == held["cluster_id"]:
-        return f"their prompts share the cluster {train['cluster_id']}"
+        return f"their prompts share the cluster {train['cluster_id']}, as near duplicates do"
     return f"their prompts {train['prompt_id']} and {held['prompt_id']} are near duplicates"

@@ -106,7 +106,7 @@ def _graded(
     """
     if config.grader is None:
         return graded_pairs(answers, prompts, config, seed)
-    judges = {_label(grader) for grader in rewards.manifest.config["graders"] if grader.get("judging")}
+    judges = {_label(grader) for grader in rewards.manifest.config.get("graders", []) if grader.get("judging")}
     voice = Voice("ai" if config.grader in judges else "grader", config.grader)
     verdicts = verdicts_of(rewards.scan("grades"), config.grader)
     if len(verdicts):
