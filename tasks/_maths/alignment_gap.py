@@ -1,5 +1,6 @@
 """The alignment gap: what a reward model says of answers or pairs less what people say, with intervals and slices."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,9 +55,7 @@ def gap_measures(model: Rows, human: Rows, clusters: np.ndarray, *, seed: int) -
     measures = [
         Measure("gap_bias", "all", bias.estimate, bias.low, bias.high, count),
         Measure("gap_mae", "all", absolute.estimate, absolute.low, absolute.high, count),
-        Measure(
-            "gap_rmse", "all", *(float(np.sqrt(each)) for each in (square.estimate, square.low, square.high)), count
-        ),
+        Measure("gap_rmse", "all", math.sqrt(square.estimate), math.sqrt(square.low), math.sqrt(square.high), count),
     ]
     correlation = spearman(model, human)
     if correlation is not None:

@@ -46,7 +46,7 @@ class Turning:
 
 @dataclass(frozen=True)
 class Alarm:
-    """Whether the true reward falls while the proxy rises: both trends in standard errors, and what was found."""
+    """Whether the proxy rises past what the true reward bears: both trends in standard errors, and what was found."""
 
     raised: bool
     proxy_trend: float
@@ -73,20 +73,25 @@ def fit_turning(
     d, y = np.asarray(distance, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     if len(d) < FEWEST_POINTS or len(np.unique(d)) < 3:
         return None
-    fits = [_fit(name, d, y, seed, level) for name in ([form] if form else list(FORMS))]
+    fits = [_fit(name, d, y, seed, level) for name in ([form] if form else FORMS)]
     return min(fits, key=lambda fit: fit.residual)
 
 
-def watch(proxy: Points, gold: Points) -> Alarm | None:
-    """Alarm where over the newest points the true reward falls clearly while the proxy rises clearly; None with fewer
-    than four points. Points are ascending in distance or time, of one proxy.
+def watch(proxy: Points, gold: Points, turning: Turning | None = None, distance: float = 0.0) -> Alarm | None:
+    """Alarm where the proxy clearly rises over the newest points while the true reward clearly falls over them, or the
+    newest policy's `distance` lies beyond the whole interval of the turning point. None with fewer than four points.
+
+    Points are ascending in distance or time, of one proxy.
     """
     if len(gold) < FEWEST_RECENT:
         return None
     proxy_trend, gold_trend = (slope_t(np.asarray(each)[-RECENT:]) for each in (proxy, gold))
-    raised = proxy_trend >= CLEAR and gold_trend <= -CLEAR
+    passed = turning is not None and distance > turning.high
+    raised = proxy_trend >= CLEAR and (gold_trend <= -CLEAR or passed)
     how = f"over the newest {min(len(gold), RECENT)} points the proxy moves by {_errors(proxy_trend)} a step and the "
     how += f"held-out reward by {_errors(gold_trend)}"
+    if turning is not None and passed:
+        how += f"; sqrt(KL) {distance:.2f} is past the turning point [{turning.low:.2f}, {turning.high:.2f}]"
     return Alarm(raised, proxy_trend, gold_trend, how)
 
 
@@ -129,4 +134,4 @@ def _log(d: Points) -> Points:
     return np.log(np.maximum(d, SMALLEST_DISTANCE))
 
 
-FORMS: dict[str, Callable[[Points], Points]] = {"best_of_n": lambda d: d, "rl": _log}
+FORMS: dict[Form, Callable[[Points], Points]] = {"best_of_n": lambda d: d, "rl": _log}

@@ -49,7 +49,7 @@ def reward_models(steps: Steps, gold: str = "") -> RewardModels:
     found = [
         (k, step, made[step]) for k, made in steps.items() for step in CHECKS if step in made and _checks(made[step])
     ]
-    checks = [
+    checks: list[dict[str, Any]] = [
         {"iteration": k, "candidate": step == CHECKS[0], "model": made.manifest.inputs.get("reward_model", "")}
         | made.metrics
         for k, step, made in found
@@ -97,13 +97,15 @@ def watched(steps: Steps, gold: str) -> Watched | None:
     for k, artifact, model, label in graded:
         if model != graded[-1][2] or artifact is None:
             continue
-        proxy, truth = artifact.metrics.get(f"score/{label}_mean"), _gold(steps, k, gold)
-        if proxy is not None and truth is not None:
-            rows.append({"iteration": k - 1, "proxy": proxy, "gold": truth, "kl": _kl(steps, k)})
+        said, came = artifact.metrics.get(f"score/{label}_mean"), _gold(steps, k, gold)
+        if said is not None and came is not None:
+            rows.append({"iteration": k - 1, "proxy": said, "gold": came, "kl": _kl(steps, k)})
     if not rows:
         return None
     proxy, truth = (np.array([row[name] for row in rows]) for name in ("proxy", "gold"))
-    return Watched(gold or HELD_OUT, rows, _turning(rows), watch(proxy, truth))
+    turning, newest = _turning(rows), rows[-1]["kl"]
+    alarm = watch(proxy, truth, turning, math.sqrt(newest) if newest is not None else 0.0)
+    return Watched(gold or HELD_OUT, rows, turning, alarm)
 
 
 def _turning(rows: list[dict[str, Any]]) -> Turning | None:

@@ -71,6 +71,16 @@ def test_the_alarm():
     assert watch(steps[:3], -steps[:3]) is None
 
 
+def test_past_the_turning_point_a_rising_proxy_is_enough():
+    gold = curve("rl", 1.0, 0.6) + 0.01 * (-1.0) ** np.arange(len(DISTANCES))
+    fit, rising = fit_turning(DISTANCES, gold, form="rl", seed=0), np.sqrt(DISTANCES)
+    level = np.full(len(DISTANCES), gold.mean()) + 0.01 * (-1.0) ** np.arange(len(DISTANCES))
+    found = watch(rising, level, fit, 5.0)
+    assert found.raised and "past the turning point" in found.found
+    assert not watch(rising, level, fit, 0.9 * fit.distance).raised
+    assert not watch(-rising, level, fit, 5.0).raised
+
+
 def test_the_alarm_looks_at_the_newest_points_only():
     rising, falling = np.linspace(0, 1, 10), np.linspace(1, 0.8, 6)
     gold = np.concatenate([rising, falling])

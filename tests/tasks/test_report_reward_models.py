@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from graded_rollouts import rollout_rows
 from synthetic_raters import fit_heads, preference_rows, world
 
 from storage.artifacts import Artifact, Outputs
@@ -70,7 +71,12 @@ def history(tmp_path_factory):
         wobble = 0.01 * (-1) ** k
         model = "reward_model/old" if k == 1 else "reward_model/new"
         steps = {
-            "rollouts": commit(folder, k, "rollouts", Outputs(metrics={"length_mean": 20.0})),
+            "rollouts": commit(
+                folder,
+                k,
+                "rollouts",
+                Outputs(metrics={"length_mean": 20.0}, rollouts=rollout_rows([("p0", "pond")], prefix=f"n{k}-")),
+            ),
             "grading": commit(
                 folder,
                 k,
