@@ -376,6 +376,18 @@ class CheckedPair(dy.Schema):
     human_score_rejected = dy.Float64(nullable=True)
 
 
+class GateCriterion(dy.Schema):
+    """What a new reward model had to hold to become the grader, and whether it did."""
+
+    name = _identifier(primary_key=True, description="heldout_pairs, accuracy, gap, length_bias, anchors")
+    position = dy.Int32(min=0, description="order of the criteria")
+    candidate = dy.Float64(nullable=True, description="null where it wasn't measured")
+    incumbent = dy.Float64(nullable=True, description="of the reward model in charge; null without one")
+    limit = dy.Float64(nullable=True, description="what the criterion compares with; of a difference its low end")
+    passed = dy.Bool()
+    why = dy.String(description="in words, with the numbers")
+
+
 RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
@@ -400,5 +412,6 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "scored_pairs": ScoredPair,
     "gap": GapMeasure,
     "checked_pairs": CheckedPair,
+    "gate": GateCriterion,
 }
 RECORD_VERSION = 1
