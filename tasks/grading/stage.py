@@ -30,6 +30,7 @@ from tasks.grading.grade import grade_frame, grade_samples, purse_for
 from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
 from tasks.grading.judges.accounting import judge_metrics
 from tasks.grading.judges.config import JUDGES
+from tasks.grading.mixing import refuse_mixed
 from tasks.grading.paid import Spending, is_cached
 from tasks.grading.resources import Resources
 from tasks.grading.samples import SAMPLE_COLUMNS, samples_of
@@ -90,6 +91,7 @@ def _rewarded(
     config: GradingConfig,
     counts: dict[str, float],
 ) -> Outputs:
+    refuse_mixed(grades, [each.scan("rollouts") for each in rollouts])
     facts = None if config.composite.is_default else pl.concat(map(_facts, rollouts, batches))
     combined = composite(grades, config.graders, config.composite, facts)
     if config.slow:
