@@ -27,7 +27,10 @@ from tasks.filtering.config import FilteringConfig
 from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
+from tasks.preferences.files_config import PreferenceFilesConfig, PreferenceSource
 from tasks.report.config import ReportConfig
+from tasks.reward_check.config import RewardCheckConfig
+from tasks.reward_gate.config import RewardGateConfig
 from tasks.reward_model.config import RewardModelConfig
 from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
@@ -95,6 +98,11 @@ class RunConfig(StrictConfig):
     filtering: FilteringConfig = FilteringConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    reward_check: RewardCheckConfig = RewardCheckConfig()
+    reward_gate: RewardGateConfig = RewardGateConfig()
+    anchors: list[PreferenceSource] = Field(
+        [], description="files of pairs whose order is agreed on: never trained on, reward_gate asks for them"
+    )
     policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
     evaluation: HeldOutConfig = HeldOutConfig()
     report: ReportConfig = ReportConfig()
@@ -175,6 +183,11 @@ class RunConfig(StrictConfig):
                 f"{' or '.join(right)} has"
             )
         return found
+
+    @property
+    def anchor_files(self) -> PreferenceFilesConfig | None:
+        """What the stage that reads the anchors takes; None where there are none."""
+        return PreferenceFilesConfig(sources=self.anchors, eval_fraction=0) if self.anchors else None
 
     def resolved_root(self) -> str:
         """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""

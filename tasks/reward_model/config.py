@@ -1,17 +1,30 @@
 """Configuration of the reward model."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
+from tasks.reward_model.refresh_config import TRAIN_EVERY, TriggerConfig, When
 
 
 class RewardModelConfig(StrictConfig):
     """How preferences become a scorer: a LoRA adapter and a scalar head on the policy's base model."""
 
     enabled: bool = unhashed(True, "without one, only verifiers grade")
-    train_every: int = unhashed(3, "iterations between two trainings; the first is after the first iteration", ge=1)
+    when: When = unhashed(
+        "offline",
+        "offline: one is trained as soon as there are enough pairs, then frozen; every: anew each train_every "
+        "iterations; trigger: anew when the present one shows signs of drift",
+    )
+    train_every: int | None = unhashed(
+        None,
+        f"iterations between two trainings, the first after iteration 1; given alone it means when: every, which "
+        f"takes {TRAIN_EVERY} without it",
+        ge=1,
+    )
+    trigger: TriggerConfig = unhashed(TriggerConfig(), "the signs of drift, for when: trigger")
+    watch: bool = unhashed(True, "check the present reward model on the held-out pairs of every iteration")
     loss: Literal["bradley_terry"] = "bradley_terry"
     centering: float = Field(0.01, ge=0, description="weight of (chosen + rejected)^2, which keeps scores around zero")
     learning_rate: float = Field(5e-4, gt=0)
@@ -38,6 +51,32 @@ class RewardModelConfig(StrictConfig):
     )
     checkpoint_every_steps: int = unhashed(4, "a killed training goes on from its last checkpoint", ge=1)
 
-    def due(self, iteration: int) -> bool:
-        """Whether a reward model is trained in this iteration: the first, and every `train_every` after it."""
-        return self.enabled and (iteration - 1) % self.train_every == 0
+    @model_validator(mode="before")
+    @classmethod
+    def _every_by_its_interval(cls, document: Any) -> Any:
+        """Run files of before had `train_every` alone."""
+        if isinstance(document, dict) and document.get("train_every") is not None and "when" not in document:
+            return {**document, "when": "every"}
+        return document
+
+    @model_validator(mode="after")
+    def _interval_where_it_counts(self) -> Self:
+        if self.train_every is not None and self.when != "every":
+            raise ValueError(
+                f"when is {self.when}, and train_every belongs to when: every; take train_every out (or null)"
+            )
+        return self
+
+    @property
+    def interval(self) -> int:
+        """Iterations between two trainings under `when: every`."""
+        return self.train_every or TRAIN_EVERY
+
+    def due(self, iteration: int, *, present: bool = False) -> bool:
+        """Whether the calendar asks for a training in this iteration; `present`: there is a reward model already.
+
+        Under `every` the first iteration and each `interval` after it; else while there is none.
+        """
+        if not self.enabled:
+            return False
+        return (iteration - 1) % self.interval == 0 if self.when == "every" else not present
