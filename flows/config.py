@@ -24,7 +24,7 @@ from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
-from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.grading.config import REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.preferences.files_config import PreferenceFilesConfig, PreferenceSource
@@ -217,15 +217,30 @@ def _with_derived(document: dict[str, Any]) -> dict[str, Any]:
         filtering = under({"overlong": {"max_tokens": longest, "buffer_tokens": buffer}}, filtering)
     if isinstance(filtering, dict) and filtering.get("advantage") == "per_component":
         filtering = under({"component_weights": _grader_weights(document.get("grading"))}, filtering)
-    return {**document, "policy_update": update, "filtering": filtering}
+    check = document.get("reward_check") or {}
+    if isinstance(check, dict):
+        check = under({"ensemble": _ensemble(document.get("grading"))}, check)
+    return {**document, "policy_update": update, "filtering": filtering, "reward_check": check}
 
 
 def _grader_weights(grading: Any) -> dict[str, float]:
     """The graders' weights by their labels, as far as the file's section is one."""
-    graders = grading.get("graders") if isinstance(grading, dict) else None
-    named = [grader for grader in graders or [] if isinstance(grader, dict)]
+    named = _graders(grading)
     labels = [grader.get("name") or grader.get("grader") or GraderConfig().label for grader in named]
     return {label: grader.get("weight", 1.0) for label, grader in zip(labels, named, strict=True)}
+
+
+def _ensemble(grading: Any) -> dict[str, Any]:
+    """How the reward-model grader makes one score of the members: the check does it alike."""
+    ensembles = [grader.get("ensemble") for grader in _graders(grading) if grader.get("grader") == REWARD_MODEL]
+    given = next((each for each in ensembles if isinstance(each, dict)), {})
+    return {name: given[name] for name in ("how", "strength") if name in given}
+
+
+def _graders(grading: Any) -> list[dict[str, Any]]:
+    """The graders of a file's section, as far as it is one."""
+    graders = grading.get("graders") if isinstance(grading, dict) else None
+    return [grader for grader in graders or [] if isinstance(grader, dict)]
 
 
 def default_root() -> str:

@@ -88,7 +88,7 @@ def refresh(night: Night) -> InCharge:
         return present
     candidate = train(
         preferences=night.pairs,
-        base=base_of(night.policy),
+        base=night.policy if config.base == "policy" else base_of(night.policy),
         config=config,
         seed=derive_seed(night.config.seed, night.run.iteration, "rm"),
         step=TRAINED,

@@ -109,8 +109,8 @@ def _not_worse(compared: Comparison, loss: float) -> Criterion:
     passed = difference.low >= -loss and difference.high >= 0
     interval = f"{difference.estimate:+.3f} with interval [{difference.low:+.3f}, {difference.high:+.3f}]"
     why = (
-        f"accuracy {compared.candidate:.3f} after {compared.incumbent:.3f} on the same {compared.pairs} pairs: difference "
-        f"{interval}, which must lie above {-loss:g} and not wholly below 0"
+        f"accuracy {compared.candidate:.3f} after {compared.incumbent:.3f} on the same {compared.pairs} pairs: "
+        f"difference {interval}, which must lie above {-loss:g} and not wholly below 0"
     )
     return Criterion("accuracy", compared.candidate, compared.incumbent, -loss, passed, why)
 
