@@ -5,7 +5,7 @@ from tasks.preferences.config import PreferencesConfig
 
 
 def check_preferences(preferences: PreferencesConfig, grading: GradingConfig) -> None:
-    """Raises `ValueError` for `preferences.grader` that no grader is called, that comes later, or that learns from it."""
+    """Raises `ValueError` for a `preferences.grader` that no grader is called, that comes later or learns from it."""
     if preferences.grader is None:
         return
     graders = {grader.label: grader for grader in grading.graders}

@@ -44,7 +44,12 @@ def gaps(rewards: Rows, humans: Rows) -> Rows:
 
 
 def disagreements(
-    groups: Groups, rewards: Rows, humans: Rows | None = None, uncertainties: Rows | None = None, *, quantile: float = 0.8
+    groups: Groups,
+    rewards: Rows,
+    humans: Rows | None = None,
+    uncertainties: Rows | None = None,
+    *,
+    quantile: float = 0.8,
 ) -> Candidates:
     """The pairs that people should look at.
 

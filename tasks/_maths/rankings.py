@@ -26,7 +26,7 @@ def ranked_pairs(
     """The pairs of each group's ranking.
 
     all: K (K - 1) / 2 of a group of K (InstructGPT, arXiv 2203.02155, section 3.5), so 4 -> 6, 8 -> 28, 9 -> 36;
-    adjacent: each with the one next below it, K - 1; best_worst: the first with the last, 1. A group of one row has none.
+    adjacent: each with the next one below, K - 1; best_worst: the first with the last. A group of one row has none.
     """
     order = np.lexsort((np.arange(len(groups)), -np.asarray(scores, dtype=np.float64), groups))
     ordered = np.asarray(groups)[order]

@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.fingerprints import digest
-from tasks.curate.config import CurateConfig
-from tasks.curate.duplicates import id_names
 from tasks._maths.near_duplicates import Labels
 from tasks._maths.words import Hashes
+from tasks.curate.config import CurateConfig
+from tasks.curate.duplicates import id_names
 
 
 def hold_out(clusters: Labels, ids: Hashes, config: CurateConfig, seed: int) -> NDArray[np.bool_]:

@@ -39,7 +39,8 @@ def counterexamples(
     """Unsplit `Preference` rows of source counterexample: at most `config.share` of them and `graded` together.
 
     `answers`, `prompts` and `rules` are those that `graded` was made of; a pair of it doesn't come again. Each kind
-    (`detail`) gets the same number where there are enough. Lengths are in characters. None where the scores don't tell good from bad.
+    (`detail`) gets the same number where there are enough. Lengths are in characters. None where the scores don't tell
+    good from bad.
     """
     limit = int(config.share / (1 - config.share) * len(graded))
     if not limit or _line(answers, config.good_quantile) <= _line(answers, 1 - config.good_quantile):
@@ -102,7 +103,9 @@ def _made(
     answers: pl.DataFrame, prompts: pl.DataFrame, config: CounterexamplesConfig, limit: int, seed: int
 ) -> dict[str, pl.DataFrame]:
     """By kind, good answers that aren't long beside what spoiling them makes."""
-    good = answers.filter(pl.col("score") >= _line(answers, config.good_quantile), pl.col("text").str.strip_chars() != "")
+    good = answers.filter(
+        pl.col("score") >= _line(answers, config.good_quantile), pl.col("text").str.strip_chars() != ""
+    )
     short = good.filter(pl.col("text").str.len_chars() <= pl.col("text").str.len_chars().median())
     placed = short.join(prompts.select(PROMPT_COLUMNS), on="prompt_id", how="inner", maintain_order="left")
     strangers = answers.select("prompt_id", "text").join(

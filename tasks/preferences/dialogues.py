@@ -25,7 +25,9 @@ def turns_of_dialogue(text: str, field: str) -> Chat:
         else:
             turns.append({"role": role, "content": content})
     if before.strip() or not turns or turns[-1]["role"] != "assistant":
-        raise UnusableField("not_a_dialogue", field, text, "a dialogue of Human and Assistant that ends with the latter")
+        raise UnusableField(
+            "not_a_dialogue", field, text, "a dialogue of Human and Assistant that ends with the latter"
+        )
     return turns
 
 

@@ -14,7 +14,13 @@ from tasks._sources.fields import UnusableField
 from tasks._sources.files import file_digests, source_files
 from tasks._sources.reading import check_columns, raise_together, read_file
 from tasks._sources.rows import Rejection, limit_rejections
-from tasks.preferences.files_config import ClicksSource, PreferenceFilesConfig, PreferenceSource, RatedSource, ThumbsSource
+from tasks.preferences.files_config import (
+    ClicksSource,
+    PreferenceFilesConfig,
+    PreferenceSource,
+    RatedSource,
+    ThumbsSource,
+)
 from tasks.preferences.frames import joined, pair_name, pairs_of_rows
 from tasks.preferences.layouts import LAYOUTS, Answered, Compared
 from tasks.preferences.ranking import rank_answers

@@ -16,7 +16,9 @@ class _Files(StrictConfig):
     """What every source of pairs has. Fields of a row may be paths into it: `annotations.helpfulness.Rating`."""
 
     path: str = unhashed(..., "file, folder or glob, local or s3://; relative to the current folder")
-    format: Literal["auto", "parquet", "jsonl", "arrow", "csv"] = Field("auto", description="auto: by the file's ending")
+    format: Literal["auto", "parquet", "jsonl", "arrow", "csv"] = Field(
+        "auto", description="auto: by the file's ending"
+    )
     csv: CsvConfig = Field(CsvConfig(), description="how a CSV file is laid out")
     source: Origin = Field("human", description="who prefers: people, a language model, a verifier, clicks")
     annotator: str | None = Field(None, min_length=1, description="the name of whoever prefers, for all rows")

@@ -26,14 +26,12 @@ def pairs_of_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
 
 def joined(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Unsplit frames below each other, in their order."""
-    return pl.concat([pl.DataFrame(schema=PAIR_SCHEMA), *(frame.select(PAIR_SCHEMA.names()) for frame in frames)])
+    return pl.concat([pl.DataFrame(schema=PAIR_SCHEMA), *(completed(frame) for frame in frames)])
 
 
 def prompt_key() -> pl.Expr:
     """A hash of what was asked: equal for equal chats, whatever their `prompt_id`, which covers a verifier too."""
-    turn = pl.format(
-        "{}\x1f{}", pl.element().struct.field("role"), pl.element().struct.field("content").fill_null("")
-    )
+    turn = pl.format("{}\x1f{}", pl.element().struct.field("role"), pl.element().struct.field("content").fill_null(""))
     return pl.col("messages").list.eval(turn).list.join("\x1e").hash(0)
 
 

@@ -20,7 +20,17 @@ QUEUED = [
     "iteration",
     "reason",
 ]
-LABELLED = ["label_id", "item_id", "annotator", "choice", "first_score", "second_score", "comment", "swapped", "seconds"]
+LABELLED = [
+    "label_id",
+    "item_id",
+    "annotator",
+    "choice",
+    "first_score",
+    "second_score",
+    "comment",
+    "swapped",
+    "seconds",
+]
 
 
 def label_pairs(queue: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:

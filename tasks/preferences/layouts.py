@@ -136,9 +136,7 @@ LAYOUTS: dict[str, Callable[[Row, Any], Said]] = {
 }
 
 
-def _compared(
-    row: Row, source: DialoguesSource | PairsSource, parted: tuple[Chat, str, str]
-) -> list[Compared]:
+def _compared(row: Row, source: DialoguesSource | PairsSource, parted: tuple[Chat, str, str]) -> list[Compared]:
     """The pair with all that its row says of it, turned round where the second answer is the better one."""
     messages, first, second = parted
     side = _side(row, source)
@@ -146,7 +144,9 @@ def _compared(
         return []
     turned = side == "second"
     scores = _two(row, (source.chosen_score_field, source.rejected_score_field), _number, turned)
-    policies = _two(row, (source.chosen_policy_field, source.rejected_policy_field), lambda each, _: _name(each), turned)
+    policies = _two(
+        row, (source.chosen_policy_field, source.rejected_policy_field), lambda each, _: _name(each), turned
+    )
     chosen, rejected = (second, first) if turned else (first, second)
     strength = _strength(row, source)
     if strength is None and scores[0] is not None and scores[1] is not None:

@@ -1,4 +1,4 @@
-"""Pairs from graded groups, pure: by the composite reward, by one grader's scores, or by a judge's verdicts on pairs."""
+"""Pairs from graded groups, pure: by the composite reward, one grader's scores, or a judge's verdicts on pairs."""
 
 from typing import NamedTuple
 
@@ -88,7 +88,9 @@ def verdicts_of(grades: pl.LazyFrame, grader: str) -> pl.DataFrame:
 
     Empty where the grader left no such verdicts.
     """
-    own = grades.filter(pl.col("grader").cast(pl.String) == grader, pl.col("detail").str.contains('"met"', literal=True))
+    own = grades.filter(
+        pl.col("grader").cast(pl.String) == grader, pl.col("detail").str.contains('"met"', literal=True)
+    )
     met = pl.col("detail").str.json_decode(MET).struct.field("met")
     return own.select("rollout_id", met.alias("met")).explode("met").drop_nulls("met").unnest("met").collect()
 
@@ -132,4 +134,3 @@ def verdict_pairs(
 
 def _text_keys(texts: pl.Series) -> pl.Series:
     return pl.Series("key", [text_key(text) for text in texts.to_list()], dtype=pl.String)
-

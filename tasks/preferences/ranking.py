@@ -64,9 +64,9 @@ def _pairs(coded: pl.DataFrame, rules: RankingConfig) -> pl.DataFrame:
             "worse_id": columns["answer_id"][worse],
         }
     ).filter(wanted)
-    ordered = frame.sort(
-        ["group", "strength", "better_id", "worse_id"], descending=[False, True, False, False]
-    ).unique(["group", "low", "high"], keep="first", maintain_order=True)
+    ordered = frame.sort(["group", "strength", "better_id", "worse_id"], descending=[False, True, False, False]).unique(
+        ["group", "low", "high"], keep="first", maintain_order=True
+    )
     return ordered.with_columns(rank=pl.int_range(pl.len()).over("group", "tie"))
 
 

@@ -65,7 +65,9 @@ def _some(names: list[str], config: HeldOutConfig, seed: int, purpose: str) -> l
     return held_out_clusters(sorted(names), config.fraction, seed, f"preferences {purpose}")
 
 
-def assign_splits(pairs: pl.DataFrame, eval_fraction: float, seed: int, held_out: HeldOut | None = None) -> pl.DataFrame:
+def assign_splits(
+    pairs: pl.DataFrame, eval_fraction: float, seed: int, held_out: HeldOut | None = None
+) -> pl.DataFrame:
     """The pairs with their `split`, by `cluster_id`; fewer than came in where one can be in neither part.
 
     - A cluster whose source says `split` in its detail goes there, another one by `held_out_clusters`.
@@ -100,7 +102,7 @@ def assign_splits(pairs: pl.DataFrame, eval_fraction: float, seed: int, held_out
 
 
 def refuse_leaks(pairs: pl.DataFrame, threshold: float, folder: Path) -> None:
-    """Raises `InputError` naming two pairs, one of each part, whose prompts are one, near duplicates, or of a cluster."""
+    """Raises `InputError` naming a pair of each part whose prompts share a cluster, as near duplicates do."""
     columns = ["pair_id", "prompt_id", "cluster_id", "split"]
     marked = pairs.select(
         *columns, "chosen", "rejected", key=prompt_key(), joined=joined_clusters(pairs, threshold, folder)

@@ -82,7 +82,8 @@ def collect_preferences(
     context.log.info("preferences: %d pairs, %d held out", metrics["pairs"], metrics["eval_pairs"])
     if metrics["left_out"]:
         context.log.info(
-            "preferences: %d pairs of %d held-out annotators and %d held-out policies are left out: their prompts train",
+            "preferences: %d pairs of %d held-out annotators and %d held-out policies are left out: their prompts "
+            "train",
             metrics["left_out"],
             metrics["held_out_annotators"],
             metrics["held_out_policies"],

@@ -19,7 +19,7 @@ from tasks.preferences.ranking_config import RankingConfig
 PER_PROMPT = 6
 
 
-def graded(prompts: int = 40, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+def graded(prompts: int = 60, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Answers whose score grows with their length, with some noise; and their prompts, two to a cluster."""
     rng = np.random.default_rng(seed)
     count = prompts * PER_PROMPT
@@ -31,7 +31,7 @@ def graded(prompts: int = 40, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame
             "text": [" ".join(f"w{at}x{place}" for place in range(number)) for at, number in enumerate(words)],
             "policy_id": "policy",
             "iteration": pl.Series([2] * count, dtype=pl.Int32),
-            "score": words / 60 + rng.normal(0, 0.4, count),
+            "score": words / 60 + rng.normal(0, 0.6, count),
         }
     )
     asked = pl.DataFrame(
@@ -44,9 +44,11 @@ def graded(prompts: int = 40, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame
     return answers, asked
 
 
-def made(config: CounterexamplesConfig, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def made(
+    config: CounterexamplesConfig, seed: int = 0, which: str = "adjacent"
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     answers, prompts = graded()
-    rules = RankingConfig()
+    rules = RankingConfig(pairs=which)
     pairs = graded_pairs(answers, prompts, rules, seed)
     found = counterexamples(answers, prompts, pairs, rules, config, seed)
     kinds = pl.Series("kind", [json.loads(text)["kind"] for text in found["detail"]], dtype=pl.String)
@@ -57,7 +59,11 @@ def made(config: CounterexamplesConfig, seed: int = 0) -> tuple[pl.DataFrame, pl
 def test_they_are_at_most_their_share_and_of_every_kind(share):
     _, pairs, found = made(CounterexamplesConfig(share=share))
     assert len(found) / (len(found) + len(pairs)) <= share
-    assert Preference.is_valid(found.drop("kind").with_columns(split=pl.lit("train").cast(pl.Enum(["train", "eval"]))).select(Preference.column_names()))
+    assert Preference.is_valid(
+        found.drop("kind")
+        .with_columns(split=pl.lit("train").cast(pl.Enum(["train", "eval"])))
+        .select(Preference.column_names())
+    )
     counts = dict(found["kind"].value_counts().iter_rows())
     assert set(counts) == {"short_over_long", "length_matched", "padded", "repeated", "foreign", "truncated"}
     if share == 0.05:
@@ -97,7 +103,7 @@ def test_they_speak_against_length():
     def longer_wins(frame):
         return (frame["chosen"].str.len_chars() > frame["rejected"].str.len_chars()).mean()
 
-    _, pairs, found = made(CounterexamplesConfig(share=0.5))
+    _, pairs, found = made(CounterexamplesConfig(share=0.5), which="widest")
     assert longer_wins(pairs) > 0.65 and longer_wins(found) < 0.45
     assert found.filter(pl.col("kind") != "length_matched").pipe(longer_wins) < 0.3
 
@@ -138,7 +144,10 @@ ROWS = st.lists(
 
 @given(rows=ROWS, quantile=st.floats(0.5, 0.95))
 def test_every_pair_comes_once_from_one_group_in_order(rows, quantile):
-    groups, *columns = (np.array([np.nan if value is None else value for value in each], dtype=float) for each in zip(*rows, strict=True))
+    groups, *columns = (
+        np.array([np.nan if value is None else value for value in each], dtype=float)
+        for each in zip(*rows, strict=True)
+    )
     groups = groups.astype(np.int64)
     rewards, humans, uncertainties = columns
     found = disagreements(groups, rewards, humans, uncertainties, quantile=quantile)

@@ -126,25 +126,24 @@ FORMATS = {
 }
 
 
-def test_every_format_says_the_same_here_and_on_s3(root, tmp_path):
-    rows = SAME["pairs"][0]
-    for name, put in FORMATS.items():
-        put(tmp_path / name, rows)
-    source = {"layout": "pairs", "prompt_field": "prompt"}
-    contents = set()
-    for name in FORMATS:
-        there = f"{root}/given/{name}"
-        for path in [tmp_path / name, *(tmp_path / name).rglob("*")]:
-            if path.is_file():
-                open_store(root).write(f"given/{path.relative_to(tmp_path)}", path.read_bytes())
-        for place in (str(tmp_path / name), there):
-            made = config({**source, "path": place})
-            check_preference_files(made)
-            assert said(read_preferences(made, 0)) == [("What is the sea?", "It is salt water.", "A lake.")]
-            contents.add(str(content_of_files(made)) if place != there else name)
-    assert len(contents) == 2 * len(FORMATS)
-    globbed = config({**source, "path": f"{root}/given/rows.*"})
-    assert len(read_preferences(globbed, 0).pairs) == 1
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(tmp_path, name):
+    FORMATS[name](tmp_path / name, SAME["pairs"][0])
+    made = config({"layout": "pairs", "prompt_field": "prompt", "path": str(tmp_path / name)})
+    check_preference_files(made)
+    assert said(read_preferences(made, 0)) == [("What is the sea?", "It is salt water.", "A lake.")]
+
+
+def test_a_glob_is_read_here_and_on_s3_and_only_its_content_counts(root):
+    for number in (1, 2):
+        row = {"chosen": DIALOGUE.format(f"Right {number}."), "rejected": DIALOGUE.format("Wrong.")}
+        open_store(root).write(f"given/{number}.jsonl.gz", gzip.compress(json.dumps(row).encode(), mtime=0))
+    made = config({"layout": "dialogues", "path": f"{root}/given/*.jsonl.gz"})
+    assert [pair[1] for pair in said(read_preferences(made, 0))] == ["Right 1.", "Right 2."]
+    before = content_of_files(made)
+    open_store(root).write("given/2.jsonl.gz", gzip.compress(b"{}", mtime=0))
+    after = content_of_files(made)
+    assert before[0][0] == after[0][0] and before[0][1] != after[0][1]
 
 
 def test_a_row_keeps_what_it_knows(tmp_path):
@@ -159,7 +158,12 @@ def test_a_row_keeps_what_it_knows(tmp_path):
             "scores": {"a": 2, "b": "6"},
             "models": {"a": "small", "b": "large"},
         }
-        for label, how, who in (("left", "much", "ann"), ("right", 0.5, "bob"), ("same", None, None), ("skip", 1, "ann"))
+        for label, how, who in (
+            ("left", "much", "ann"),
+            ("right", 0.5, "bob"),
+            ("same", None, None),
+            ("skip", 1, "ann"),
+        )
     ]
     found = read(
         tmp_path,
@@ -205,7 +209,11 @@ def test_a_whole_dialogue_is_its_prompt_and_the_answers(tmp_path):
     found = read(tmp_path, "dialogues", rows)
     assert said(found) == [
         ("What is the sea?", "Water.", "A lake."),
-        ("Hi", "Hello.\n\nHuman: What?\n\nAssistant: Never mind.", "Go away.\n\nHuman: What?\n\nAssistant: Never mind."),
+        (
+            "Hi",
+            "Hello.\n\nHuman: What?\n\nAssistant: Never mind.",
+            "Go away.\n\nHuman: What?\n\nAssistant: Never mind.",
+        ),
     ]
     assert [turn["role"] for turn in found.pairs["messages"][0]] == ["user", "assistant", "user"]
     assert [(bad.row, bad.reason, bad.field) for bad in found.rejected] == [
@@ -216,7 +224,7 @@ def test_a_whole_dialogue_is_its_prompt_and_the_answers(tmp_path):
     assert found.rows_without_pair == 1
 
 
-TURNS = st.lists(st.text("ab \n", min_size=1).map(str.strip).filter(None), min_size=1, max_size=4)
+TURNS = st.lists(st.text("ab \n", min_size=1).map(str.strip).filter(bool), min_size=1, max_size=4)
 
 
 @given(shared=TURNS, first=TURNS, second=TURNS)
@@ -285,7 +293,13 @@ BAD = [
         "bad_strength",
         "how",
     ),
-    ("pairs", {"prompt": [turn("a")], "chosen": "a", "rejected": "b"}, {"prompt_field": "prompt"}, "not_ending_with_user", "prompt"),
+    (
+        "pairs",
+        {"prompt": [turn("a")], "chosen": "a", "rejected": "b"},
+        {"prompt_field": "prompt"},
+        "not_ending_with_user",
+        "prompt",
+    ),
     ("rated", {"prompt": "p", "completions": {"response": "a"}}, {}, "bad_type", "completions"),
     ("rated", {"prompt": "p", "completions": ["a"]}, {}, "bad_type", "completions"),
     (
