@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
+from flows.preferences_check import check_preferences
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -23,10 +24,13 @@ from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
-from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.grading.config import REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
+from tasks.preferences.files_config import PreferenceFilesConfig, PreferenceSource
 from tasks.report.config import ReportConfig
+from tasks.reward_check.config import RewardCheckConfig
+from tasks.reward_gate.config import RewardGateConfig
 from tasks.reward_model.config import RewardModelConfig
 from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
@@ -94,6 +98,11 @@ class RunConfig(StrictConfig):
     filtering: FilteringConfig = FilteringConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    reward_check: RewardCheckConfig = RewardCheckConfig()
+    reward_gate: RewardGateConfig = RewardGateConfig()
+    anchors: list[PreferenceSource] = Field(
+        [], description="files of pairs whose order is agreed on: never trained on, reward_gate asks for them"
+    )
     policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
     evaluation: HeldOutConfig = HeldOutConfig()
     report: ReportConfig = ReportConfig()
@@ -135,6 +144,7 @@ class RunConfig(StrictConfig):
             )
         self._check_components()
         check_history(self.select, self.grading)
+        check_preferences(self.preferences, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
         return self
 
@@ -174,6 +184,11 @@ class RunConfig(StrictConfig):
             )
         return found
 
+    @property
+    def anchor_files(self) -> PreferenceFilesConfig | None:
+        """What the stage that reads the anchors takes; None where there are none."""
+        return PreferenceFilesConfig(sources=self.anchors, eval_fraction=0) if self.anchors else None
+
     def resolved_root(self) -> str:
         """The root: the file's, else `$POSTTRAIN_ROOT`, else `store` in the home folder."""
         return self.root or default_root()
@@ -202,15 +217,30 @@ def _with_derived(document: dict[str, Any]) -> dict[str, Any]:
         filtering = under({"overlong": {"max_tokens": longest, "buffer_tokens": buffer}}, filtering)
     if isinstance(filtering, dict) and filtering.get("advantage") == "per_component":
         filtering = under({"component_weights": _grader_weights(document.get("grading"))}, filtering)
-    return {**document, "policy_update": update, "filtering": filtering}
+    check = document.get("reward_check") or {}
+    if isinstance(check, dict):
+        check = under({"ensemble": _ensemble(document.get("grading"))}, check)
+    return {**document, "policy_update": update, "filtering": filtering, "reward_check": check}
 
 
 def _grader_weights(grading: Any) -> dict[str, float]:
     """The graders' weights by their labels, as far as the file's section is one."""
-    graders = grading.get("graders") if isinstance(grading, dict) else None
-    named = [grader for grader in graders or [] if isinstance(grader, dict)]
+    named = _graders(grading)
     labels = [grader.get("name") or grader.get("grader") or GraderConfig().label for grader in named]
     return {label: grader.get("weight", 1.0) for label, grader in zip(labels, named, strict=True)}
+
+
+def _ensemble(grading: Any) -> dict[str, Any]:
+    """How the reward-model grader makes one score of the members: the check does it alike."""
+    ensembles = [grader.get("ensemble") for grader in _graders(grading) if grader.get("grader") == REWARD_MODEL]
+    given = next((each for each in ensembles if isinstance(each, dict)), {})
+    return {name: given[name] for name in ("how", "strength") if name in given}
+
+
+def _graders(grading: Any) -> list[dict[str, Any]]:
+    """The graders of a file's section, as far as it is one."""
+    graders = grading.get("graders") if isinstance(grading, dict) else None
+    return [grader for grader in graders or [] if isinstance(grader, dict)]
 
 
 def default_root() -> str:

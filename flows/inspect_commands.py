@@ -12,7 +12,17 @@ from rich.tree import Tree
 from flows.config import ROOT_VARIABLE, default_root
 from flows.environment import embedded
 from flows.grader_tables import agreement_rows, grader_table
-from flows.tables import cell, iteration_rows, iteration_table, number, rows_table, seconds_table, short_id, size_text
+from flows.tables import (
+    cell,
+    iteration_rows,
+    iteration_table,
+    number,
+    rows_table,
+    scorer_text,
+    seconds_table,
+    short_id,
+    size_text,
+)
 from storage import campaigns, collection
 from storage.artifacts import Artifact, Manifest
 from storage.campaigns import Campaign
@@ -61,7 +71,8 @@ def status(
     console.print()
     console.print(seconds_table(states, manifests))
     if states:
-        console.print(f"champion {short_id(states[-1].champion)}, policy {short_id(states[-1].policy)}")
+        last = states[-1]
+        console.print(f"champion {short_id(last.champion)}, policy {short_id(last.policy)}{scorer_text(states)}")
     _print_flight(console, flight)
 
 
@@ -211,6 +222,7 @@ def _print_manifest(console: Console, artifact: Artifact, manifest: Manifest) ->
         "files": ", ".join(f"{name} ({size_text(entry.size_bytes)})" for name, entry in manifest.files.items()),
         "size": size_text(manifest.size_bytes),
         "inputs": "\n".join(f"{name}: {made}" for name, made in manifest.inputs.items()),
+        "why": manifest.facts.get("why"),
         "metrics": ", ".join(f"{name} {number(value, 4)}" for name, value in manifest.metrics.items()),
         "config": json.dumps(manifest.config),
         "seed": manifest.seed,

@@ -5,14 +5,16 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.preference_pairs import gather_pairs
 from flows.prompt_history import record_history
+from flows.reward_models import Night, in_charge, read_anchors, refresh
 from flows.rounds import Sampler, sample_iteration
-from flows.slow_grades import settle_grades
+from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
 from storage.fingerprints import derive_seed
-from storage.policies import base_of, register_base
+from storage.policies import register_base
 from storage.tracking import open_tracker
 from tasks._engines import pool as engines
 from tasks._stage import RunContext
@@ -22,9 +24,7 @@ from tasks.grading.config import GradingConfig
 from tasks.grading.judges.config import CHAMPION
 from tasks.grading.stage import grade
 from tasks.policy_update.stage import update
-from tasks.preferences.stage import collect_preferences
 from tasks.report.stage import report
-from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
 from tasks.select.stage import select_held_out
 from tasks.sft.stage import fine_tune
@@ -63,9 +63,9 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     """The stages of one iteration, in order. Gives the state to commit."""
     k = run.iteration
     policy, champion = Artifact.at(run.root, state.policy), Artifact.at(run.root, state.champion)
-    reward_model = _optional(run, state.reward_model)
+    scorer = in_charge(state, run)
 
-    graders = config.grading.active(k, reward_model is not None)
+    graders = config.grading.active(k, scorer.reward_model is not None)
     earlier = _filtered(config, run, config.filtering.earlier_nights)
     judge_models = _judge_models(graders, run.root, champion)
     sampled, history = sample_iteration(
@@ -75,7 +75,8 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
             prompts=pool,
             history=_optional(run, state.prompt_history),
             policy=policy,
-            reward_model=reward_model,
+            reward_model=scorer.reward_model,
+            reward_check=scorer.reward_check,
             judge_models=judge_models,
             graders=graders,
             earlier=tuple(earlier),
@@ -84,24 +85,16 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     rollouts, drawn, _ = sampled
     settled = settle_grades(state, config, run, sampled, graders)
     graded = [(rollouts, settled.rewards)]
-    history = record_history(state, config, run, history, graded, graders, reward_model, judge_models)
+    history = record_history(state, config, run, history, graded, graders, scorer, judge_models)
     kept = filter_rollouts(
         rollouts=rollouts,
         rewards=settled.rewards,
         earlier=earlier,
         config=config.filtering,
     )
-    pairs = collect_preferences(
-        rollouts=rollouts,
-        rewards=settled.rewards,
-        batch=drawn,
-        config=config.preferences,
-        seed=derive_seed(config.seed, "preferences"),
-    )
-    if config.reward_model.due(k) and _enough(pairs, config):
-        reward_model = train(
-            preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
-        )
+    rewarded = Graded(rollouts, drawn, settled.rewards)
+    pairs = gather_pairs(config, run, rewarded)
+    scorer = refresh(Night(state, config, run, policy, rewarded, pairs, read_anchors(config)))
     challenger = update(
         trajectories=kept,
         replayed=_filtered(config, run, config.policy_update.replay_iterations),
@@ -120,7 +113,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         policy=challenger.id,
         champion=challenger.id if promoted else champion.id,
         champion_evaluation=scored.id if promoted else state.champion_evaluation,
-        reward_model=reward_model.id if reward_model else None,
+        **scorer.ids(),
         prompt_history=history.id,
         pending_grades=settled.pending,
         mlflow_run_id=run.mlflow_run_id,
@@ -260,20 +253,6 @@ def _history(after: State, run: RunContext) -> dict[str, Artifact]:
         for step, artifact_id in state.steps.items()
         if step != "report"
     }
-
-
-def _enough(pairs: Artifact, config: RunConfig) -> bool:
-    """Whether there are pairs to train on; a night with too few keeps the reward model that there is."""
-    training = int(pairs.metrics["pairs"] - pairs.metrics["eval_pairs"])
-    if training < config.reward_model.min_pairs:
-        get_run_logger().warning(
-            "no reward model is trained: %d training pairs, reward_model.min_pairs is %d; lower it or "
-            "preferences.min_margin, or draw more prompts",
-            training,
-            config.reward_model.min_pairs,
-        )
-        return False
-    return True
 
 
 def _optional(run: RunContext, artifact_id: str | None) -> Artifact | None:

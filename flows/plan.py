@@ -7,6 +7,8 @@ from flows.budget import Request, plan_budget
 from flows.budget_command import print_budget
 from flows.config import RunConfig
 from flows.measured import pass_rates, pool_size, throughput
+from flows.reward_schedule import schedule
+from flows.tables import short_id
 from storage.campaigns import Campaign
 from storage.models import find_base
 from storage.store import check_root
@@ -14,6 +16,7 @@ from tasks.curate.decontaminate import check_sets
 from tasks.curate.sources import check_sources, verifiers_of
 from tasks.grading.checks import check_graders, check_iterations
 from tasks.grading.judges.config import CHAMPION
+from tasks.preferences.files import check_preference_files
 from tasks.sft.demonstrations import check_demonstrations
 
 
@@ -32,6 +35,8 @@ def check_inputs(config: RunConfig) -> None:
     if config.curate.embeddings is not None and config.curate.embeddings.model is not None:
         find_base(config.curate.embeddings.model)
     check_graders(config.grading, verifiers_of(config.curate))
+    check_preference_files(config.preferences.files)
+    check_preference_files(config.anchor_files)
     if config.sft is not None:
         check_demonstrations(config.sft)
     check_root(config.resolved_root())
@@ -64,10 +69,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
             ", ".join(f"{g.label} {g.weight:g} from iteration {g.from_iteration}" for g in config.grading.graders),
         ),
         ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
-        (
-            "reward_model",
-            ", ".join(str(k) for k in range(last + 1, target + 1) if config.reward_model.due(k)) or "none",
-        ),
+        ("reward_model", _reward_models(config, range(last + 1, target + 1))),
+        ("reward_gate", _gate(config)),
         (
             "policy_update",
             f"{config.algorithm}: {config.policy_update.objective}, {config.policy_update.optimizer_steps} optimizer "
@@ -82,6 +85,24 @@ def print_plan(config: RunConfig, console: Console) -> None:
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")
     console.print()
     print_budget_of(config, max(target, 1) * rollouts, console)
+
+
+def _reward_models(config: RunConfig, iterations: range) -> str:
+    """When the reward models of these iterations are trained, by the state that the campaign is in."""
+    last = Campaign(config.resolved_root(), config.campaign).last_state()
+    present = short_id(last.reward_model) if last and last.reward_model else None
+    return schedule(config.reward_model, iterations, present)
+
+
+def _gate(config: RunConfig) -> str:
+    """What a newly trained one must hold."""
+    gate = config.reward_gate
+    if not config.reward_model.enabled:
+        return "none"
+    if not gate.enabled:
+        return "none: whatever was trained grades from the next iteration on"
+    first = "always" if gate.first == "always" else f"above {0.5 + gate.min_over_chance:g}"
+    return f"accuracy of the first {first}, of others at most {gate.max_accuracy_loss:g} worse; gap, length, anchors"
 
 
 def print_budget_of(config: RunConfig, rollouts: int, console: Console) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.config import RunConfig
+from flows.reward_models import InCharge
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -30,16 +31,16 @@ def record_history(
     drawn: Artifact,
     graded: Sequence[tuple[Artifact, Artifact]],
     graders: GradingConfig,
-    reward_model: Artifact | None,
+    scorer: InCharge,
     judge_models: Mapping[str, Artifact],
 ) -> Artifact:
     """The prompt history after this iteration.
 
     `drawn` is the newest batch with its history; `graded` each its rollouts and what holds their grades and
-    rewards; `graders` are those that graded, `reward_model` and
-    `judge_models` (by the grader's label) those that they had.
+    rewards; `graders` are those that graded, `scorer` and `judge_models`
+    (by the grader's label) those that they had.
     """
-    outcomes = outcomes_config(config.select, config.grading, graders, reward_model, judge_models)
+    outcomes = outcomes_config(config.select, config.grading, graders, scorer, judge_models)
     earlier = earlier_grades(state, outcomes, run)
     return record_outcomes(
         history=drawn,
@@ -56,20 +57,20 @@ def outcomes_config(
     select: SelectConfig,
     grading: GradingConfig,
     graders: GradingConfig,
-    reward_model: Artifact | None,
+    scorer: InCharge,
     judge_models: Mapping[str, Artifact],
 ) -> OutcomesConfig:
     """The history's settings with who makes the outcomes: of all `grading`, the `graders` of one iteration.
 
     A local judge's configuration says 'champion' or where a model lies; its artifact says which model that was.
     """
-    trained = reward_model.id if reward_model is not None and graders.needs_reward_model else None
+    trained = _scorer_key(*scorer.ids().values()) if graders.needs_reward_model else None
     served = {label: model.id for label, model in sorted(judge_models.items())}
     grader = _counting(select.history.grader, grading.graders)
     return OutcomesConfig(
         history=select.history,
         grader=grader.label,
-        grader_key=_key(grader, served.get(grader.label)),
+        grader_key=_key(grader, trained if grader.grader == REWARD_MODEL else served.get(grader.label)),
         reward_key=digest([hashed_part(graders), trained, *([served] if served else [])])[:KEY_DIGITS],
         skipping=select.strategy if isinstance(select.strategy, GresoConfig) else None,
     )
@@ -83,7 +84,13 @@ def _counting(label: str | None, graders: list[GraderConfig]) -> GraderConfig:
     return (fitting or graders)[0]
 
 
+def _scorer_key(reward_model: str | None, reward_check: str | None) -> str | None:
+    """A reward model, with the check whose calibration its scores went through."""
+    return f"{reward_model} {reward_check}" if reward_model and reward_check else reward_model
+
+
 def _key(grader: GraderConfig, judge_model: str | None) -> str:
+    """The grader, and what it judges or scores by: a model of this iteration, not of its configuration."""
     kept: dict[str, Any] = {name: value for name, value in hashed_part(grader).items() if name not in USE_OF_OUTCOME}
     if judge_model is not None:
         kept["judge_model"] = judge_model
@@ -122,7 +129,9 @@ def _key_then(grades: Artifact, label: str) -> str | None:
     if grader is None:
         return None
     judge_model = manifest.inputs.get(f"judge_models.{label}")
-    if grader.local_model is not None and judge_model is None:
+    if grader.grader == REWARD_MODEL:
+        judge_model = _scorer_key(*(manifest.inputs.get(name) for name in ("reward_model", "reward_check")))
+    if judge_model is None and (grader.local_model is not None or grader.grader == REWARD_MODEL):
         return None
     return _key(grader, judge_model)
 

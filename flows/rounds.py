@@ -39,6 +39,8 @@ class Sampler:
     graders: GradingConfig
     earlier: tuple[Artifact, ...] = ()
     """What the filter made of earlier nights, where its rules compare with them; the newest first."""
+    reward_check: Artifact | None = None
+    """The check that the reward model was promoted by: its calibration."""
 
     def seed(self, purpose: str, *labels: str | int) -> int:
         """The first round's seeds are those of an iteration without rounds: turning them on finds what is there."""
@@ -69,6 +71,7 @@ class Sampler:
             rollouts=rollouts,
             batch=batch,
             reward_model=self.reward_model if graders.needs_reward_model else None,
+            reward_check=self.reward_check if graders.needs_reward_model else None,
             judge_models=self.judge_models,
             config=graders.instant() if graders.slow else graders,
             step=f"grading{part}",

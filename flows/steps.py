@@ -14,6 +14,7 @@ FIRST_STEPS = ("curate", *(f"base-{step}" for step in EVALUATION_STEPS), "sft", 
 LATE = re.compile(r"late-(rewards|filtering)-[1-9]\d*")
 # `expand-2` is the step that writes prompts for curate.sources.2, where that source has expand.
 EXPAND = re.compile(r"expand-\d+")
+# `preference_files` is a step where the run file has `preferences.sources`, `anchors` where it has `anchors`.
 # Under `rounds` the steps of round 2 end with -2, those of the samples that follow screening with -2-rest; `select`,
 # `rollouts` and `grading` then join the rounds.
 JOINED = ("select", "rollouts", "grading")
@@ -38,8 +39,13 @@ STEPS = (
     "late-filtering-1",
     "history",
     "filtering",
+    "preference_files",
     "preferences",
+    "anchors",
+    "reward_check",
     "reward_model",
+    "reward_check-candidate",
+    "reward_gate",
     "policy_update",
     *EVALUATION_STEPS,
     "report",

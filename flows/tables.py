@@ -37,6 +37,7 @@ def iteration_rows(states: Iterable[State], manifests: Mapping[str, Manifest]) -
                 },
                 "policy": state.policy,
                 "champion": state.champion,
+                "reward_model": state.reward_model,
             }
         )
     return rows
@@ -119,6 +120,15 @@ def short_id(artifact_id: str) -> str:
     """`stage/` and the first digits of the fingerprint: enough for `posttrain show` and `lineage`."""
     stage, _, fingerprint = artifact_id.partition("/")
     return f"{stage}/{fingerprint[:SHORT_ID_CHARS]}"
+
+
+def scorer_text(states: Sequence[State]) -> str:
+    """The reward model in charge after the last of these states, and the iteration that trained it."""
+    present = states[-1].reward_model
+    if present is None:
+        return ""
+    since = next(state.iteration for state in states if state.reward_model == present)
+    return f", reward model {short_id(present)} (of iteration {since})"
 
 
 def score_text(row: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ class State(BaseModel):
     policy: str
     champion: str
     reward_model: str | None = None
+    reward_check: str | None = Field(None, description="the check that the reward model was promoted by")
     prompt_history: str | None = None
     pending_grades: str | None = None
     replay: str | None = None

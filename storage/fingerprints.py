@@ -16,6 +16,11 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
+def text_key(text: str) -> str:
+    """How a grade's detail names another answer to the same prompt: 16 hexadecimal digits of its digest."""
+    return digest(text)[:16]
+
+
 def derive_seed(seed: int, *labels: str | int) -> int:
     """A seed for a named purpose: 31 bits, independent of the seeds for other labels."""
     return int(digest([seed, *labels])[:8], 16) & 0x7FFF_FFFF

@@ -103,7 +103,9 @@ def pair_sections(root: str, manifests: Manifests, pair_id: str) -> dict[str, Ro
         "prompt": _prompt_rows(root, manifests, {row["prompt_id"] for row in pairs}),
         "rollouts": [_short_rollout(row) for row in rollouts],
         "scores": _rows(root, manifests, "scored_pairs", "pair_id", pair_id),
+        "checks": _rows(root, manifests, "checked_pairs", "pair_id", pair_id),
         "reward_models_trained": _made_of(manifests, {row["artifact"] for row in pairs}, "reward_model"),
+        "reward_models_judged": _made_of(manifests, {row["artifact"] for row in pairs}, "reward_gate"),
     }
 
 

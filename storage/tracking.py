@@ -26,6 +26,7 @@ PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
 NOTE_TAG = "mlflow.note.content"
 MAX_PARAM_CHARS = 6000
+MAX_TAG_CHARS = 5000
 PAGE_RUNS = 500
 DEFAULT_UI = "http://127.0.0.1:5000"
 
@@ -146,6 +147,17 @@ class Tracker:
         ]
         if datasets:
             self._client.log_inputs(run_id, datasets)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> str | None:
+        """Put tags on a run, in place of those of the same names. Returns what went wrong, if MLflow didn't take it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            for name, value in tags.items():
+                self._client.set_tag(run_id, name, value[:MAX_TAG_CHARS])
+        except MlflowException as error:
+            return _first_line(error)
+        return None
 
     def finish(self, run_id: str, *, failed: bool = False) -> None:
         """End a run. An MLflow that is gone is logged, not raised: what went wrong before it matters more."""

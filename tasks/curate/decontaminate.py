@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
+from tasks._maths.words import Hashes, Places, Ragged, hashed_words, ngrams, whole_texts, words_of
 from tasks._sources.fields import UnusableField, checked_turns, normal_text, present
 from tasks._sources.files import file_digests, source_files
 from tasks._sources.reading import check_columns, raise_together, read_file
 from tasks._sources.rows import Rejection, Row
 from tasks.curate.dedup_config import EvaluationSetConfig
 from tasks.curate.duplicates import TEXTS_AT_A_TIME, chat_text
-from tasks.curate.words import Hashes, Places, Ragged, hashed_words, ngrams, whole_texts, words_of
 
 SHOWN_WORDS = 40
 

@@ -7,8 +7,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.curate.near_duplicates import Labels
-from tasks.curate.words import Hashes
+from tasks._maths.near_duplicates import Labels
+from tasks._maths.words import Hashes
 
 ID_BYTES = 16
 TEXTS_AT_A_TIME = 4096

@@ -14,9 +14,9 @@ from jaxtyping import Float32
 from scipy.sparse import csr_array
 
 from storage.errors import InputError
+from tasks._maths.near_duplicates import Clusters, Labels
+from tasks._maths.words import hashed_words, mixed
 from tasks.curate.dedup_config import EmbeddingConfig
-from tasks.curate.near_duplicates import Clusters, Labels
-from tasks.curate.words import hashed_words, mixed
 
 Vectors = Float32[np.ndarray, "texts dimensions"]
 Chunks = Iterator[list[str]]

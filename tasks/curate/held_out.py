@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.fingerprints import digest
+from tasks._maths.near_duplicates import Labels
+from tasks._maths.words import Hashes
 from tasks.curate.config import CurateConfig
 from tasks.curate.duplicates import id_names
-from tasks.curate.near_duplicates import Labels
-from tasks.curate.words import Hashes
 
 
 def hold_out(clusters: Labels, ids: Hashes, config: CurateConfig, seed: int) -> NDArray[np.bool_]:

@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 
 from storage.errors import InputError
+from tasks._maths.near_duplicates import Clusters, Labels, ShingleIndex
+from tasks._maths.words import hashed_words
 from tasks._sources.rows import Rejection, Row, limit_bad_rows
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.decontaminate import EvaluationSet, Overlap, read_set
@@ -23,11 +25,9 @@ from tasks.curate.embeddings import embedder, join_by_cosine, refuse_too_many
 from tasks.curate.filters import TokenCounter, open_filters
 from tasks.curate.held_out import hold_out
 from tasks.curate.mixing import limit_domains, mix
-from tasks.curate.near_duplicates import Clusters, Labels, ShingleIndex
 from tasks.curate.normalise import prompt_of_row
 from tasks.curate.sources import Expanded, read_source
 from tasks.curate.spool import BadRows, Marks, Pool, PoolIndex, Progress, Spool, chat_texts
-from tasks.curate.words import hashed_words
 
 Prompts = list[dict[str, Any]]
 Screen = Callable[[Prompts], Sequence[Rejection | None]]

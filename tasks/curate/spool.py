@@ -14,10 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from storage.records import Prompt, RejectedRow
+from tasks._maths.near_duplicates import Labels
+from tasks._maths.words import Hashes
 from tasks._sources.rows import SHOWN_EXAMPLES, Rejection, rejected_frame
 from tasks.curate.duplicates import chat_text, id_names, id_numbers
-from tasks.curate.near_duplicates import Labels
-from tasks.curate.words import Hashes
 
 LATER = ("split", "cluster_id")
 SCHEMA = {name: kind for name, kind in Prompt.create_empty().schema.items() if name not in LATER}

@@ -106,8 +106,11 @@ def check_served(trajectories: pl.DataFrame, policy_id: str) -> None:
 
 
 def read_pairs(preferences: pl.DataFrame, tokenizer: Any, end_token_id: int) -> TrainingRows:
-    """`Preference` rows of the split `train`: rows 2 i and 2 i + 1 are the chosen and the rejected answer of pair i."""
-    pairs = preferences.filter(pl.col("split").cast(pl.String) == "train")
+    """`Preference` rows of the split `train` that are no ties.
+
+    Rows 2 i and 2 i + 1 are the chosen and the rejected answer of pair i.
+    """
+    pairs = preferences.filter(pl.col("split").cast(pl.String) == "train", ~pl.col("tie").fill_null(False))
     prompts = [np.array(render(tokenizer, messages), dtype=np.int32) for messages in pairs["messages"].to_list()]
     texts = [text for pair in zip(pairs["chosen"], pairs["rejected"], strict=True) for text in pair]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

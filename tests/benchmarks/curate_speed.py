@@ -64,8 +64,8 @@ def texts_of(path: Path, count: int):
 
 def search(path: Path, count: int) -> dict:
     """Seconds and peak memory of the near-duplicate search, and the clusters that it finds."""
-    from tasks.curate.near_duplicates import ShingleIndex
-    from tasks.curate.words import hashed_words
+    from tasks._maths.near_duplicates import ShingleIndex
+    from tasks._maths.words import hashed_words
 
     hashed_words(["warm up: the tables of characters"])
     with tempfile.TemporaryDirectory() as folder:

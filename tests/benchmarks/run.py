@@ -8,6 +8,7 @@
 6. The cheap verifiers over 100,000 stored rollouts, against 25,000 rollouts/s on a core; their memory, against flat.
 7. The filter over 160,000 rollouts against 20 s and 1 GiB, over 1,000,000 against flat memory and linear time.
 8. A million prompts: near-duplicate search and the whole of curate, against datasketch and limits of time and memory.
+9. Reward models: training and scoring against TRL's RewardTrainer, five members against one.
 """
 
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 import curate_speed
 import filter_speed
 import polars as pl
+import reward_speed
 import verifier_speed
 from sandbox_speed import measure_sandbox
 from update_speed import Line, measure, show
@@ -197,6 +199,7 @@ def main() -> int:
         results += [show(line) for line in verifier_speed.measure(home / "verifiers")]
         results += [show(line) for line in filter_speed.measure(home / "filter")]
         results += [show(line) for line in curate_speed.measure_all(home / "curate")]
+        results += [show(line) for line in reward_speed.measure(base, home / "reward")]
     return 0 if all(results) else 1
 
 

@@ -10,6 +10,7 @@ from graded_rollouts import committed
 
 from flows.config import parse_config
 from flows.prompt_history import STEP, earlier_grades, outcomes_config
+from flows.reward_models import InCharge
 from storage.artifacts import Artifact, Outputs
 from storage.campaigns import Campaign, State
 from storage.commits import Attempt, Recipe, commit_outputs
@@ -32,7 +33,7 @@ def outcomes_of_run(iteration: int, reward_model: str | None, graders=GRADERS, j
     trained = artifact("reward_model", reward_model) if reward_model else None
     active = config.grading.active(iteration, trained is not None)
     models = {} if judge_model is None else {label: artifact("policy", judge_model) for label in active.local_models}
-    return outcomes_config(config.select, config.grading, active, trained, models)
+    return outcomes_config(config.select, config.grading, active, InCharge(trained, None), models)
 
 
 def artifact(stage: str, name: str) -> Artifact:

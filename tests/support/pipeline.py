@@ -40,6 +40,7 @@ def run_file(folder: Path, model: Path, **changes) -> Path:
         },
         "preferences": {"min_margin": 0.01},
         "reward_model": {"min_pairs": 2},
+        "reward_gate": {"first": "always"},
         "policy_update": {"max_tokens": 12},
         "evaluation": {"select": {"samples_per_prompt": 2}},
         **changes,

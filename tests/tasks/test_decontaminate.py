@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import InputError
+from tasks._maths.words import hashed_words, words_of
 from tasks.curate.config import CurateConfig, SourceConfig
 from tasks.curate.decontaminate import check_sets, read_set
 from tasks.curate.dedup_config import EvaluationSetConfig
 from tasks.curate.pool import build_pool
 from tasks.curate.stage import content_of_sources
-from tasks.curate.words import hashed_words, words_of
 
 NATALIA = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips did "

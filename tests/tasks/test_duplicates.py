@@ -10,8 +10,11 @@ from datasketch_clusters import brute_force_clusters, datasketch_clusters, jacca
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tasks._maths import near_duplicates
+from tasks._maths.minhash import PERMUTATIONS, best_bands, minima, shingle_sets
+from tasks._maths.near_duplicates import Clusters, ShingleIndex
+from tasks._maths.words import hashed_words, ngrams, whole_texts, words_of
 from tasks._sources.split import split_by_cluster
-from tasks.curate import near_duplicates
 from tasks.curate.config import CurateConfig
 from tasks.curate.duplicates import (
     first_of_each,
@@ -20,9 +23,6 @@ from tasks.curate.duplicates import (
     smallest_of_cluster,
 )
 from tasks.curate.held_out import hold_out
-from tasks.curate.minhash import PERMUTATIONS, best_bands, minima, shingle_sets
-from tasks.curate.near_duplicates import Clusters, ShingleIndex
-from tasks.curate.words import hashed_words, ngrams, whole_texts, words_of
 
 VOCABULARY = ("sun", "moon", "rain", "old", "pond", "frog", "leaps", "in", "water", "sound")
 SENTENCES = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=14).map(" ".join)
@@ -75,7 +75,7 @@ def test_hashed_words_are_the_words_that_re_finds(texts):
 def test_words_of_a_block_are_those_of_each_text_alone(monkeypatch):
     texts = varied(30, seed=3)
     whole = hashed_words(texts)
-    monkeypatch.setattr("tasks.curate.words.BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr("tasks._maths.words.BLOCK_CHARACTERS", 100)
     np.testing.assert_array_equal(hashed_words(texts).values, whole.values)
     np.testing.assert_array_equal(hashed_words(texts).offsets, whole.offsets)
 

@@ -8,6 +8,7 @@ import pytest
 
 from storage.errors import InputError
 from storage.records import Prompt, RejectedRow
+from tasks._maths.near_duplicates import Clusters
 from tasks._sources.rows import Rejection
 from tasks.curate import pool as pools
 from tasks.curate import spool as spools
@@ -15,7 +16,6 @@ from tasks.curate.config import CurateConfig
 from tasks.curate.dedup_config import EmbeddingConfig
 from tasks.curate.duplicates import TEXTS_AT_A_TIME
 from tasks.curate.embeddings import COLUMNS, hashed_vectors, join_by_cosine, model_vectors
-from tasks.curate.near_duplicates import Clusters
 from tasks.curate.pool import Choices, build_pool, spool_pool
 
 VERIFIER = {"name": "length"}

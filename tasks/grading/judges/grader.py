@@ -16,6 +16,7 @@ from tasks.grading.judges.pairwise import (
     Tally,
     combined,
     meetings,
+    met_by_text,
     pair_choice,
     pair_question,
     pooled,
@@ -200,10 +201,10 @@ class PairwiseJudge:
                 own.failure = own.failure or forward.failure or backward.failure
         texts = [samples[place].text for place in group]
         counted = pooled(tallies(len(group), results), texts)
-        failures = _first_failures(held, texts)
+        failures, met = _first_failures(held, texts), met_by_text(results, texts)
         return {
-            place: _win_rate(tally, own, failures.get(samples[place].text, {}), samples[place], self._judging.prices)
-            for place, tally, own in zip(group, counted, held, strict=True)
+            place: _win_rate(tally, own, failures.get(text, {}), samples[place], self._judging.prices, met.get(text))
+            for place, tally, own, text in zip(group, counted, held, texts, strict=True)
         }
 
 
@@ -250,9 +251,14 @@ def _first_failures(held: Sequence[_Held], texts: Sequence[str]) -> dict[str, di
 
 
 def _win_rate(
-    tally: Tally, held: _Held, failure: dict[str, Any], sample: Sample, prices: tuple[float, float]
+    tally: Tally,
+    held: _Held,
+    failure: dict[str, Any],
+    sample: Sample,
+    prices: tuple[float, float],
+    met: list[dict[str, Any]] | None,
 ) -> Answer:
-    known = {**tally._asdict(), **tokens_of(held.replies), **_suspicion(sample)}
+    known = {**tally._asdict(), **({"met": met} if met else {}), **tokens_of(held.replies), **_suspicion(sample)}
     cost = sum(dollars(reply, prices) for reply in held.replies)
     if not tally.played:
         error = failure.get("error", "no comparison")

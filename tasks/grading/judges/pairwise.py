@@ -3,9 +3,9 @@
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from storage.fingerprints import derive_seed
+from storage.fingerprints import derive_seed, text_key
 from tasks.grading.judges.config import JudgeConfig
 from tasks.grading.judges.parsing import choice_of, verdict_of
 from tasks.grading.judges.prompts import Question, ask, conversation
@@ -117,3 +117,16 @@ def pooled(own: Sequence[Tally], texts: Sequence[str]) -> list[Tally]:
     for tally, text in zip(own, texts, strict=True):
         sums[text] = [total + count for total, count in zip(sums.get(text, [0] * len(tally)), tally, strict=True)]
     return [Tally(*sums[text]) for text in texts]
+
+
+def met_by_text(results: Sequence[Result], texts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What each text met, for its grade's detail: the other text's key, the result over both orders (1 it won in both,
+    0 it lost in both, 0.5 neither), and whether the orders named different answers. Equal texts share what they met.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for (i, j), result, disagreed in results:
+        if result is None or texts[i] == texts[j]:
+            continue
+        for own, other, won in ((texts[i], texts[j], result), (texts[j], texts[i], 1.0 - result)):
+            found.setdefault(own, {})[other] = {"other": text_key(other), "result": won, "disagreed": disagreed}
+    return {text: list(others.values()) for text, others in found.items()}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.curate.words import Ragged, mixed, ngrams, offsets_of, whole_texts
+from tasks._maths.words import Ragged, mixed, ngrams, offsets_of, whole_texts
 
 SHINGLE_WORDS = 3
 PERMUTATIONS = 128

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tasks.curate.minhash import HASH_BITS, NUMBERED, PERMUTATIONS, band_hashes, best_bands, minima, shingle_sets
-from tasks.curate.words import Hashes, Places, Ragged, mixed, offsets_of, row_sums
+from tasks._maths.minhash import HASH_BITS, NUMBERED, PERMUTATIONS, band_hashes, best_bands, minima, shingle_sets
+from tasks._maths.words import Hashes, Places, Ragged, mixed, offsets_of, row_sums
 
 PAIR_BLOCK, ELEMENT_BLOCK = NUMBERED, 1 << 22
 # Of a bucket with more texts than this, a text is compared with those that lie nearer than this in it.
