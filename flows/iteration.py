@@ -100,7 +100,10 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     )
     if config.reward_model.due(k) and _enough(pairs, config):
         reward_model = train(
-            preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
+            preferences=pairs,
+            base=policy if config.reward_model.base == "policy" else base_of(policy),
+            config=config.reward_model,
+            seed=derive_seed(config.seed, k, "rm"),
         )
     challenger = update(
         trajectories=kept,

@@ -1,49 +1,21 @@
 """The reward model on the tiny model: it learns a real preference, resumes, and measures only on held-out pairs."""
 
 import hashlib
+import json
 
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny_preferences import CONFIG, preferences, train
 
 from storage.errors import InputError
 from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
-from tasks._training.heads import score
+from tasks._training.heads import DESCRIPTION, HEAD_WEIGHTS
+from tasks._training.reward_models import score
 from tasks.reward_model.config import RewardModelConfig
 from tasks.reward_model.pairs import group_pairs, plan_steps, tokenize_pairs
-from tasks.reward_model.train import train_reward_model
-
-SCHEMA = RECORDS["preferences"].create_empty().schema
-CONFIG = RewardModelConfig(
-    learning_rate=1e-2, batch_pairs=8, epochs=3, dtype="float32", device="cpu", lora_rank=4, lora_alpha=8
-)
-WORDS = ("pond", "frog", "sea", "water", "still", "old", "lines", "three", "sound", "answer")
-
-
-def quiet(done, total, label):
-    pass
-
-
-def preferences(pairs=64, seed=0, flip=False, per_prompt=2):
-    """Answers that end in a full stop are preferred; a quarter of the prompts is held out."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for number in range(pairs):
-        prompt = number // per_prompt
-        words = [" ".join(random.choice(WORDS, random.integers(2, 6))) for _ in range(2)]
-        chosen, rejected = f"{words[0]}.", f"{words[1]}!"
-        rows.append(
-            dict(pair_id=f"p{number}", prompt_id=f"q{prompt}", cluster_id=f"c{prompt}")
-            | dict(messages=[{"role": "user", "content": f"Write {WORDS[prompt % 10]} {prompt}"}])
-            | dict(chosen=rejected if flip else chosen, rejected=chosen if flip else rejected)
-            | dict(source="grader", strength=0.5, split="eval" if prompt % 4 == 0 else "train")
-        )
-    return pl.DataFrame(rows, schema=SCHEMA)
-
-
-def train(frame, base, scratch, config=CONFIG, progress=quiet):
-    return train_reward_model(frame, base, config, seed=1, scratch=scratch, progress=progress)
 
 
 def test_it_learns_what_is_preferred(tiny_model, tmp_path):
@@ -68,7 +40,7 @@ def test_the_saved_model_scores_as_the_trained_one(tiny_model, tmp_path):
     prompts = [render(tokenizer, messages) for messages in heldout["messages"].to_list()]
     answers = tokenizer(heldout["chosen"].to_list(), add_special_tokens=False)["input_ids"]
     scores = score(tiny_model, found.folder, prompts, answers, device="cpu")
-    np.testing.assert_allclose(scores.raw, heldout["chosen_score"].to_numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores.standardised[:, 0], heldout["chosen_score"].to_numpy(), atol=1e-4)
     training = frame.filter(pl.col("split") == "train")
     prompts = [render(tokenizer, messages) for messages in training["messages"].to_list()] * 2
     texts = training["chosen"].to_list() + training["rejected"].to_list()
@@ -155,3 +127,28 @@ def test_a_pair_that_is_too_long_is_left_out(tiny_model):
 def test_when_it_is_trained(iteration, due):
     assert RewardModelConfig(train_every=3).due(iteration) is due
     assert RewardModelConfig(enabled=False).due(iteration) is False
+
+
+def test_a_folder_of_the_time_with_one_head_scores_as_it_did(tiny_model, tmp_path):
+    """Then `reward_model.json` had no kind and no members, and one number for the mean and the deviation."""
+    found = train(preferences(), tiny_model, tmp_path, CONFIG.model_copy(update={"epochs": 1}))
+    prompts, answers = [[5, 6, 7]] * 2, [[8, 9], [10]]
+    now = score(tiny_model, found.folder, prompts, answers, device="cpu")
+    path = found.folder / DESCRIPTION
+    description = json.loads(path.read_text())
+    old = {name: description[name] for name in ("dtype", "end_token_id", "layers")}
+    old |= {name: description[name][0] for name in ("score_mean", "score_std")}
+    path.write_text(json.dumps(old))
+    weights = load_file(found.folder / HEAD_WEIGHTS)
+    save_file({"weight": weights["weight"].reshape(1, -1)}, found.folder / HEAD_WEIGHTS)
+    then = score(tiny_model, found.folder, prompts, answers, device="cpu")
+    np.testing.assert_array_equal(then.standardised, now.standardised)
+    assert then.raw.shape == (2, 1)
+
+
+def test_a_kind_that_there_is_not_is_an_error(tiny_model, tmp_path):
+    (tmp_path / DESCRIPTION).write_text('{"kind": "oracle"}')
+    with pytest.raises(InputError, match="kind is 'oracle', expected one of lora, generative, frozen"):
+        score(tiny_model, tmp_path, [[1]], [[2]], device="cpu")
+    with pytest.raises(InputError, match=r"no reward_model\.json"):
+        score(tiny_model, tmp_path / "elsewhere", [[1]], [[2]], device="cpu")
