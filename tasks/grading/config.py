@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from storage.config_base import StrictConfig, unhashed
+from storage.config_base import StrictConfig, added, unhashed
 from storage.errors import InputError
 from tasks.grading.addresses import check_grader_address
 from tasks.grading.composite_check import check_composite
@@ -30,6 +30,24 @@ class BudgetConfig(StrictConfig):
     audit_fraction: float = Field(
         0.05, ge=0, le=1, description="of the budget, for groups drawn at random among those of less value per cost"
     )
+
+
+class EnsembleConfig(StrictConfig):
+    """How the members of a reward model make one score."""
+
+    how: Literal["mean", "wco", "uwo", "soft"] = Field(
+        "mean", description="wco: the worst member; uwo: mean less strength times variance; soft: a soft minimum"
+    )
+    strength: float = Field(0.5, ge=0, description="lambda of uwo (0.5 for best of n, 0.1 for PPO), beta of soft")
+    absolute: bool = Field(
+        False, description="people's absolute units, where the reward model was calibrated to them; set score_range too"
+    )
+
+    @model_validator(mode="after")
+    def _soft_has_a_beta(self) -> Self:
+        if self.how == "soft" and self.strength == 0:
+            raise ValueError("soft with strength 0; beta is above 0")
+        return self
 
 
 class GraderConfig(StrictConfig):
@@ -59,6 +77,7 @@ class GraderConfig(StrictConfig):
         default=None, description="a judge passes from this score on; none: as its verifier says"
     )
     judging: JudgeConfig | None = Field(default=None, description="who judges, for the graders that are a judge")
+    ensemble: EnsembleConfig | None = added(None, "of reward_model: how its members make one score; none: their mean")
     truncated_factor: float = Field(
         default=0.5,
         ge=0,
@@ -110,6 +129,12 @@ class GraderConfig(StrictConfig):
     @model_validator(mode="after")
     def _judged_by_somebody(self) -> Self:
         check_judge(self.grader, self.judging, self.params, self.from_iteration)
+        return self
+
+    @model_validator(mode="after")
+    def _members_of_a_reward_model(self) -> Self:
+        if self.ensemble is not None and self.grader != REWARD_MODEL:
+            raise ValueError(f"{self.grader} has no members; ensemble is for {REWARD_MODEL}")
         return self
 
     @model_validator(mode="after")

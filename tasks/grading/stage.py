@@ -4,10 +4,12 @@ of the graders.
 `ask_slow` and `settle` follow where graders are slow: what they are asked, and the reward of all grades together.
 """
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import polars as pl
 
@@ -40,6 +42,7 @@ from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
 NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
+CALIBRATION = "calibration.json"
 SPENT = tuple(Spending().metrics())
 # Shards run side by side in threads; where a reward model and a local judge both grade, a device holds one at a time.
 _one_model = threading.Lock()
@@ -124,18 +127,20 @@ def grade(
     config: GradingConfig,
     *,
     judge_models: Mapping[str, Artifact] | None = None,
+    reward_check: Artifact | None = None,
     shard: Shard,
     context: StageContext,
 ) -> Outputs:
     """One grader's grades of one slice. `config` is already `active` for the iteration.
 
     `judge_models`: the policy or base model of each of `config.local_models`, by the grader's label.
+    `reward_check`: what the reward model was checked by; its calibration, if it has one, is applied.
     """
     part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
     if part.grader.grader == REWARD_MODEL:
         scored = sampled.select(SCORED_COLUMNS).collect()
-        return Outputs(grades=_by_reward_model(scored, reward_model, part.grader))
+        return Outputs(grades=_by_reward_model(scored, reward_model, reward_check, part.grader))
     texts = sampled.select(SAMPLE_COLUMNS).collect()
     entries = batch.scan("batch").select("prompt_id", "samples").collect()
     check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
@@ -265,16 +270,31 @@ def join_grading(
     return outputs
 
 
-def _by_reward_model(sampled: pl.DataFrame, reward_model: Artifact | None, grader: GraderConfig) -> pl.DataFrame:
+def _by_reward_model(
+    sampled: pl.DataFrame, reward_model: Artifact | None, reward_check: Artifact | None, grader: GraderConfig
+) -> pl.DataFrame:
     if reward_model is None:
         raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
-    from tasks._training.heads import score  # loads torch
+    from tasks._training import reward_models  # loads torch
 
-    options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": 4096})
+    options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": None})
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
     with _one_model:
         started = time.perf_counter()
-        base = resolve_policy(base_of(reward_model)).base
-        scores = score(base, reward_model.files_folder(), prompts, answers, **options)
+        weights = resolve_policy(base_of(reward_model)).weights
+        scores = reward_models.score(weights, reward_model.files_folder(), prompts, answers, **options)
         latency_s = (time.perf_counter() - started) / max(len(sampled), 1)
-    return grades_from_scores(sampled, scores, grader=grader, version=reward_model.fingerprint, latency_s=latency_s)
+    return grades_from_scores(
+        sampled,
+        scores,
+        grader=grader,
+        version=reward_model.fingerprint,
+        latency_s=latency_s,
+        calibration=_calibration(reward_check),
+    )
+
+
+def _calibration(reward_check: Artifact | None) -> dict[str, Any] | None:
+    if reward_check is None or CALIBRATION not in reward_check.manifest.files:
+        return None
+    return dict(json.loads((reward_check.files_folder() / CALIBRATION).read_text()))

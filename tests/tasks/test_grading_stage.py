@@ -18,8 +18,8 @@ from storage.errors import InputError
 from storage.policies import register_base
 from storage.records import RECORDS
 from tasks._stage import Shard, StageContext
-from tasks._training import heads
-from tasks._training.heads import HeadDescription, fresh_scoring_model, save_scoring_model, score
+from tasks._training import reward_models
+from tasks._training.heads import HeadDescription, fresh_scoring_model, save_scoring_model
 from tasks._training.lora import LoraSpec
 from tasks.grading import stage as grading
 from tasks.grading.config import GraderConfig, GradingConfig
@@ -127,7 +127,7 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
         most.append(len(inside))
         time.sleep(0.05)
         try:
-            return score(*arguments, **options)
+            return scored(*arguments, **options)
         finally:
             inside.pop()
 
@@ -135,7 +135,8 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
         made = grading.grade.function(**inputs, config=SCORED, shard=Shard(index, count), context=context)
         return made.tables["grades"]
 
-    monkeypatch.setattr(heads, "score", watched)
+    scored = reward_models.score
+    monkeypatch.setattr(reward_models, "score", watched)
     count = grading.plan(inputs["rollouts"], batch, SCORED)
     with ThreadPoolExecutor(count) as pool:
         parts = pl.concat(pool.map(shard, range(count), [count] * count))
