@@ -23,7 +23,9 @@ from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
+from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.pair_quality.config import PairQualityConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.report.config import ReportConfig
@@ -32,6 +34,7 @@ from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
 from tasks.select.rounds_config import RoundsConfig
 from tasks.sft.config import SftConfig
+from tasks.states.config import StatesConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
 OBJECTIVES = get_args(PolicyUpdateConfig.model_fields["objective"].annotation)
@@ -94,6 +97,13 @@ class RunConfig(StrictConfig):
     filtering: FilteringConfig = FilteringConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    states: StatesConfig = StatesConfig()
+    pair_quality: PairQualityConfig | None = Field(
+        None, description="acts on likely wrong labels before a reward model is trained; none: all labels are taken"
+    )
+    frozen_heads: FrozenHeadsConfig | None = Field(
+        None, description="the reward model is heads over frozen states, fitted in seconds; none: it is trained"
+    )
     policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
     evaluation: HeldOutConfig = HeldOutConfig()
     report: ReportConfig = ReportConfig()

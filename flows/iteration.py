@@ -3,6 +3,7 @@
 from prefect import flow, get_run_logger
 
 from flows.config import RunConfig
+from flows.frozen_heads import make_reward_model
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
 from flows.prompt_history import record_history
@@ -24,7 +25,6 @@ from tasks.grading.stage import grade
 from tasks.policy_update.stage import update
 from tasks.preferences.stage import collect_preferences
 from tasks.report.stage import report
-from tasks.reward_model.stage import train
 from tasks.rollouts.stage import generate
 from tasks.select.stage import select_held_out
 from tasks.sft.stage import fine_tune
@@ -99,9 +99,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         seed=derive_seed(config.seed, "preferences"),
     )
     if config.reward_model.due(k) and _enough(pairs, config):
-        reward_model = train(
-            preferences=pairs, base=base_of(policy), config=config.reward_model, seed=derive_seed(config.seed, k, "rm")
-        )
+        reward_model = make_reward_model(pairs, base_of(policy), config, seed=derive_seed(config.seed, k, "rm"))
     challenger = update(
         trajectories=kept,
         replayed=_filtered(config, run, config.policy_update.replay_iterations),

@@ -39,6 +39,8 @@ STEPS = (
     "history",
     "filtering",
     "preferences",
+    "states",
+    "pair_quality",
     "reward_model",
     "policy_update",
     *EVALUATION_STEPS,
