@@ -24,7 +24,9 @@ from tasks._engines.config import EngineConfig
 from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
+from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.grading.config import REWARD_MODEL, GraderConfig, GradingConfig
+from tasks.pair_quality.config import PairQualityConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.preferences.files_config import PreferenceFilesConfig, PreferenceSource
@@ -36,6 +38,7 @@ from tasks.rollouts.config import RolloutsConfig, SamplingConfig
 from tasks.select.config import EvalSelectConfig, SelectConfig
 from tasks.select.rounds_config import RoundsConfig
 from tasks.sft.config import SftConfig
+from tasks.states.config import StatesConfig
 
 ROOT_VARIABLE = "POSTTRAIN_ROOT"
 OBJECTIVES = get_args(PolicyUpdateConfig.model_fields["objective"].annotation)
@@ -102,6 +105,13 @@ class RunConfig(StrictConfig):
     reward_gate: RewardGateConfig = RewardGateConfig()
     anchors: list[PreferenceSource] = Field(
         [], description="files of pairs whose order is agreed on: never trained on, reward_gate asks for them"
+    )
+    states: StatesConfig = StatesConfig()
+    pair_quality: PairQualityConfig | None = Field(
+        None, description="acts on likely wrong labels before a reward model is trained; none: all labels are taken"
+    )
+    frozen_heads: FrozenHeadsConfig | None = Field(
+        None, description="the reward model is heads over frozen states, fitted in seconds; none: it is trained"
     )
     policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
     evaluation: HeldOutConfig = HeldOutConfig()

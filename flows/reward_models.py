@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.config import RunConfig
+from flows.frozen_heads import make_reward_model
 from flows.reward_schedule import Signs, drift
 from flows.slow_grades import Graded
 from storage.artifacts import Artifact
@@ -22,7 +23,6 @@ from tasks._stage import RunContext
 from tasks.preferences.stage import import_pairs
 from tasks.reward_check.stage import check_reward_model
 from tasks.reward_gate.stage import judge_candidate
-from tasks.reward_model.stage import train
 
 # `reward_check` is the one in charge, or the first one's; `reward_check-candidate` is one that challenges it.
 CHECK, CANDIDATE_CHECK = "reward_check", "reward_check-candidate"
@@ -86,12 +86,11 @@ def refresh(night: Night) -> InCharge:
     watched = _watch(night, present) if config.watch or config.when == "trigger" else None
     if not _due(night, present, watched) or not _enough(night):
         return present
-    candidate = train(
-        preferences=night.pairs,
-        base=night.policy if config.base == "policy" else base_of(night.policy),
-        config=config,
+    candidate = make_reward_model(
+        night.pairs,
+        night.policy if config.base == "policy" else base_of(night.policy),
+        night.config,
         seed=derive_seed(night.config.seed, night.run.iteration, "rm"),
-        step=TRAINED,
     )
     first = present.reward_model is None
     check = _check(night, candidate, CHECK if first else CANDIDATE_CHECK)

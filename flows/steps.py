@@ -43,6 +43,8 @@ STEPS = (
     "preferences",
     "anchors",
     "reward_check",
+    "states",
+    "pair_quality",
     "reward_model",
     "reward_check-candidate",
     "reward_gate",

@@ -388,6 +388,64 @@ class GateCriterion(dy.Schema):
     why = dy.String(description="in words, with the numbers")
 
 
+class AnswerState(dy.Schema):
+    """What a base's frozen middle layers make of one answer to one prompt, pooled to a vector."""
+
+    answer_id = _identifier(primary_key=True, description="digest of the prompt's messages and the answer's text")
+    state = dy.List(dy.Float32(), min_length=1, description="layer by layer, in each pooling by pooling")
+
+
+class PairedAnswer(dy.Schema):
+    """Which two answers a preference pair compares."""
+
+    pair_id = _identifier(primary_key=True)
+    chosen_answer_id = _identifier()
+    rejected_answer_id = _identifier()
+
+
+class PairQuality(dy.Schema):
+    """How much models that never saw a pair agree with its label, and what is done about it."""
+
+    pair_id = _identifier(primary_key=True)
+    strength = dy.Float64(description="mean over models of score(chosen) - score(rejected), in logits")
+    deviation = dy.Float64(min=0, description="over the models, with their number")
+    decile = dy.Int32(min=1, max=10, description="of the strength among all pairs, 1 the weakest")
+    action = dy.Enum(["keep", "flip", "smooth", "drop"])
+    smoothing = dy.Float64(min=0, max=0.5, description="assumed chance that the label is wrong")
+    margin = dy.Float64(min=0, description="by which the chosen answer should win, in logits; 0: none")
+
+
+class StrengthDecile(dy.Schema):
+    """A tenth of a preference set by a strength that one half of the models gives, measured by the other half."""
+
+    ordered_by = dy.Enum(["strength", "confidence"], primary_key=True)
+    decile = dy.Int32(min=1, max=10, primary_key=True)
+    pairs = dy.Int64(min=1)
+    strength_mean = dy.Float64(description="in logits, by the first half of the models; of confidence its size")
+    accuracy = dy.Float64(min=0, max=1, description="share whose label the other half of the models agrees with")
+
+
+class CrossValidation(dy.Schema):
+    """How often heads agree with pairs that they never saw, by one way of splitting and of scoring."""
+
+    split = dy.Enum(["by_prompt", "by_pair"], primary_key=True, description="by_pair leaks: it shows what that claims")
+    heads = dy.Enum(["single", "ensemble"], primary_key=True)
+    pairs = dy.Int64(min=1)
+    repeats = dy.Int32(min=1, description="splits by different seeds")
+    accuracy = dy.Float64(min=0, max=1, description="mean over pairs and repeats; 1/2 for equal scores")
+    low = dy.Float64(min=0, max=1, description="of the 95 % interval, which resamples clusters of prompts")
+    high = dy.Float64(min=0, max=1)
+
+
+class LearningPoint(dy.Schema):
+    """The accuracy that so many training pairs gave on held-out ones."""
+
+    run = dy.Int32(min=0, primary_key=True, description="one split into training and held-out clusters")
+    size = dy.Int32(min=0, primary_key=True, description="counted from the fewest pairs")
+    pairs = dy.Int64(min=1)
+    accuracy = dy.Float64(min=0, max=1)
+
+
 RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
@@ -413,5 +471,11 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "gap": GapMeasure,
     "checked_pairs": CheckedPair,
     "gate": GateCriterion,
+    "states": AnswerState,
+    "paired_answers": PairedAnswer,
+    "pair_quality": PairQuality,
+    "strength_deciles": StrengthDecile,
+    "cross_validation": CrossValidation,
+    "learning_curve": LearningPoint,
 }
 RECORD_VERSION = 1

@@ -18,6 +18,8 @@ from storage.store import open_store
 READERS = 8
 SHOWN_ROLLOUTS = 200
 MATCHES = 8
+# Stages that make a reward model.
+REWARD_MODELS = ("reward_model", "frozen_heads")
 Manifests = Mapping[str, Manifest]
 Rows = list[dict[str, Any]]
 HOLDERS: dict[Any, tuple[str, str]] = {
@@ -98,13 +100,14 @@ def pair_sections(root: str, manifests: Manifests, pair_id: str) -> dict[str, Ro
     pairs = _rows(root, manifests, "preferences", "pair_id", pair_id)
     ids = {row[f"{side}_rollout_id"] for row in pairs for side in ("chosen", "rejected")} - {None}
     rollouts = [row for each in sorted(ids) for row in _rows(root, manifests, "rollouts", "rollout_id", each)]
+    read = {row["artifact"] for row in pairs}
     return {
         "pairs": pairs,
         "prompt": _prompt_rows(root, manifests, {row["prompt_id"] for row in pairs}),
         "rollouts": [_short_rollout(row) for row in rollouts],
         "scores": _rows(root, manifests, "scored_pairs", "pair_id", pair_id),
         "checks": _rows(root, manifests, "checked_pairs", "pair_id", pair_id),
-        "reward_models_trained": _made_of(manifests, {row["artifact"] for row in pairs}, "reward_model"),
+        "reward_models_trained": [made for stage in REWARD_MODELS for made in _made_of(manifests, read, stage)],
         "reward_models_judged": _made_of(manifests, {row["artifact"] for row in pairs}, "reward_gate"),
     }
 

@@ -1,0 +1,129 @@
+"""Reward models of kind "frozen": small heads over frozen middle-layer states of a base, on disk and scoring."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
+
+from storage.errors import InputError
+from tasks._devices import choose_device
+from tasks._training.batching import microbatch_tokens
+from tasks._training.heads import DESCRIPTION
+from tasks._training.member_scores import MemberScores
+from tasks._training.states import StateReader, StatesSpec
+
+KIND = "frozen"
+HEADS = "heads.safetensors"
+Arrays = dict[str, np.ndarray]
+States = Float[np.ndarray, "rows features"]
+
+
+@dataclass(frozen=True)
+class FrozenHeads:
+    """The members of a frozen reward model.
+
+    `form` names a function of `FORMS`, `arrays` are its weights with the features' `mean` and `scale`, `score_mean`
+    and `score_std` the mean and deviation of each member's scores of training answers.
+    """
+
+    form: str
+    arrays: Arrays
+    score_mean: Float[np.ndarray, " members"]
+    score_std: Float[np.ndarray, " members"]
+
+    def raw(self, states: States) -> Float[np.ndarray, "rows members"]:
+        """The members' scores of states."""
+        standardised = (states - self.arrays["mean"]) / self.arrays["scale"]
+        return FORMS[self.form](self.arrays, standardised)
+
+
+def standardised_heads(form: str, arrays: Arrays, states: States) -> FrozenHeads:
+    """Heads with the mean and deviation of their scores of these states."""
+    fresh = FrozenHeads(form, arrays, np.zeros(1), np.ones(1))
+    scores = fresh.raw(states)
+    deviation = scores.std(axis=0)
+    return FrozenHeads(form, arrays, scores.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
+
+
+def save_frozen(heads: FrozenHeads, spec: StatesSpec, folder: Path) -> list[Path]:
+    """Writes weights and description; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in heads.arrays.items()}, folder / HEADS
+    )
+    description = {
+        "kind": KIND,
+        "members": len(heads.score_mean),
+        "form": heads.form,
+        "states": asdict(spec),
+        "score_mean": heads.score_mean.tolist(),
+        "score_std": heads.score_std.tolist(),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+    return [folder / HEADS, folder / DESCRIPTION]
+
+
+def load_frozen(folder: Path) -> tuple[FrozenHeads, StatesSpec]:
+    """What `save_frozen` wrote. Raises `InputError` for a folder that holds no such reward model."""
+    for name in (HEADS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}; expected the folder of a reward model of kind {KIND}")
+    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    if description.get("kind") != KIND or description.get("form") not in FORMS:
+        raise InputError(
+            f"{folder}: kind {description.get('kind')!r}, form {description.get('form')!r}; "
+            f"expected {KIND!r} and one of {', '.join(FORMS)}"
+        )
+    score_mean, score_std = (np.array(description[name], dtype=np.float64) for name in ("score_mean", "score_std"))
+    heads = FrozenHeads(description["form"], load_file(folder / HEADS), score_mean, score_std)
+    return heads, StatesSpec.from_json(description["states"])
+
+
+def score_frozen(
+    base: Path,
+    folder: Path,
+    prompt_token_ids: Sequence[Sequence[int]],
+    response_token_ids: Sequence[Sequence[int]],
+    *,
+    device: str = "auto",
+    tokens_per_microbatch: int | None = None,
+) -> MemberScores:
+    """Scores of a saved reward model, in the order of the rows; states are read and dropped by micro-batch.
+
+    Raises `InputError` for a base of another width than the heads were fitted on.
+    """
+    heads, spec = load_frozen(folder)
+    place = choose_device(device)
+    reader = StateReader(base, spec, place)
+    if reader.features != len(heads.arrays["mean"]):
+        raise InputError(
+            f"{folder}: the heads read {len(heads.arrays['mean'])} features, the base {base} gives {reader.features}; "
+            "score with the base that the reward model was fitted on"
+        )
+    prompts, responses = (
+        [np.asarray(ids, dtype=np.int32) for ids in rows] for rows in (prompt_token_ids, response_token_ids)
+    )
+    raw = np.zeros((len(prompts), len(heads.score_mean)))
+    budget = microbatch_tokens(tokens_per_microbatch, place.type)
+    for rows, states in reader.batches(prompts, responses, tokens_per_microbatch=budget):
+        raw[rows] = heads.raw(states)
+    return MemberScores(raw, heads.score_mean, heads.score_std)
+
+
+def _linear(arrays: Arrays, states: States) -> Float[np.ndarray, "rows members"]:
+    """theta . x of each member."""
+    return states @ arrays["weight"].T
+
+
+def _mlp(arrays: Arrays, states: States) -> Float[np.ndarray, "rows members"]:
+    """v . tanh(W x + b) of each member: `inner` (members, features, hidden), `bias` and `outer` (members, hidden)."""
+    members = zip(arrays["inner"], arrays["bias"], arrays["outer"], strict=True)
+    return np.stack([np.tanh(states @ inner + bias) @ outer for inner, bias, outer in members], axis=1)
+
+
+FORMS: dict[str, Callable[[Arrays, States], Float[np.ndarray, "rows members"]]] = {"linear": _linear, "mlp": _mlp}

@@ -1,0 +1,44 @@
+"""The stage `states`: preferences and a base -> frozen states of every distinct answer."""
+
+import polars as pl
+
+from storage.artifacts import Artifact, Outputs
+from storage.policies import resolve_policy
+from tasks._devices import dtype_in_use
+from tasks._stage import StageContext, stage
+from tasks.states.config import StatesConfig
+
+
+@stage("states", version=1, extra=dtype_in_use)
+def read_answers(preferences: Artifact, base: Artifact, config: StatesConfig, *, context: StageContext) -> Outputs:
+    """Only the base's layers up to the last one that is read are computed. `facts["states"]` says what was read."""
+    from dataclasses import asdict
+
+    from tasks._devices import choose_device
+    from tasks._engines.chat import load_tokenizer
+    from tasks._training.batching import microbatch_tokens
+    from tasks._training.states import StateReader, read_states
+    from tasks.states.answers import distinct_answers
+    from tasks.states.spec import spec_of
+
+    folder = resolve_policy(base).base
+    tokenizer = load_tokenizer(folder)
+    spec = spec_of(config, folder, tokenizer)
+    answers = distinct_answers(preferences.read("preferences"), tokenizer)
+    device = choose_device(config.device)
+    states = read_states(
+        StateReader(folder, spec, device),
+        answers.prompts,
+        answers.responses,
+        tokens_per_microbatch=microbatch_tokens(config.tokens_per_microbatch, device.type),
+        progress=context.progress,
+    )
+    context.log.info("states: %d answers of %d pairs, %d features", len(states), len(answers.paired), states.shape[1])
+    table = pl.DataFrame({"answer_id": answers.answer_ids, "state": pl.Series(list(states), dtype=pl.List(pl.Float32))})
+    metrics = {"answers": float(len(states)), "pairs": float(len(answers.paired)), "features": float(states.shape[1])}
+    return Outputs(
+        metrics=metrics,
+        facts={"base": base.id, "states": asdict(spec)},
+        states=table,
+        paired_answers=answers.paired,
+    )
