@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
+from flows.labelling_check import check_labelling
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -24,6 +25,7 @@ from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
 from tasks.grading.config import GraderConfig, GradingConfig
+from tasks.label_queue.config import LabellingConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
 from tasks.report.config import ReportConfig
@@ -92,6 +94,9 @@ class RunConfig(StrictConfig):
     rollouts: RolloutsConfig = RolloutsConfig()
     grading: GradingConfig
     filtering: FilteringConfig = FilteringConfig()
+    labelling: LabellingConfig | None = Field(
+        None, description="pairs that people are asked to compare; none: nobody is"
+    )
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     policy_update: PolicyUpdateConfig = PolicyUpdateConfig()
@@ -136,6 +141,7 @@ class RunConfig(StrictConfig):
         self._check_components()
         check_history(self.select, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
+        check_labelling(self.labelling, self.grading)
         return self
 
     def _check_components(self) -> None:

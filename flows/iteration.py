@@ -5,9 +5,10 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.people import ask_people
 from flows.prompt_history import record_history
 from flows.rounds import Sampler, sample_iteration
-from flows.slow_grades import settle_grades
+from flows.slow_grades import Graded, settle_grades
 from flows.steps import FIRST
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -91,6 +92,7 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         earlier=earlier,
         config=config.filtering,
     )
+    ask_people(state, config, run, Graded(rollouts, drawn, settled.rewards))
     pairs = collect_preferences(
         rollouts=rollouts,
         rewards=settled.rewards,

@@ -64,6 +64,7 @@ def print_plan(config: RunConfig, console: Console) -> None:
             ", ".join(f"{g.label} {g.weight:g} from iteration {g.from_iteration}" for g in config.grading.graders),
         ),
         ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
+        *_labelling(config),
         (
             "reward_model",
             ", ".join(str(k) for k in range(last + 1, target + 1) if config.reward_model.due(k)) or "none",
@@ -82,6 +83,19 @@ def print_plan(config: RunConfig, console: Console) -> None:
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")
     console.print()
     print_budget_of(config, max(target, 1) * rollouts, console)
+
+
+def _labelling(config: RunConfig) -> list[tuple[str, str]]:
+    asked = config.labelling
+    if asked is None:
+        return []
+    waits = f", waits at most {asked.wait_s:g} s for them" if asked.wait_s else ""
+    return [
+        (
+            "label-queue",
+            f"at most {asked.size} pairs x {asked.labels_per_item} people{waits}: posttrain label {config.campaign}",
+        )
+    ]
 
 
 def print_budget_of(config: RunConfig, rollouts: int, console: Console) -> None:

@@ -38,6 +38,8 @@ STEPS = (
     "late-filtering-1",
     "history",
     "filtering",
+    "label-queue",
+    "labels",
     "preferences",
     "reward_model",
     "policy_update",
