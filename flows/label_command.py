@@ -1,6 +1,8 @@
 """`posttrain label`: people label a campaign's queue in a browser."""
 
+import errno
 import json
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -93,24 +95,35 @@ def _serve(
 
     from flows.labelling.access import is_loopback, token_for
     from flows.labelling.server import make_app
-    from flows.services.processes import claim_port
 
-    host, port = address
+    host = address[0].strip("[]")
     secret = token_for(host, token)
-    port = claim_port(port, "--port")
     session = make_session(frame, queues, opened, lease_s)
     title = f"{queues.campaign}, iteration {opened.iteration}"
     app = make_app(session, title=title, max_score=opened.max_score, token=secret)
-    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    console = Console()
-    progress = session.progress("")
-    console.print(f"{title}: {progress['labels']} of {progress['wanted']} labels are there", highlight=False)
-    console.print(f"http://{shown}:{port}/{'?token=YOUR_TOKEN' if secret else ''}", soft_wrap=True, highlight=False)
-    if not is_loopback(host):
-        console.print("what travels isn't encrypted: put a proxy with TLS before it, or use a tunnel", highlight=False)
-    console.print("Ctrl-C ends it; every label that the page took is stored", highlight=False)
     # The access log would hold the address, and with it the token.
-    uvicorn.run(app, host=host.strip("[]"), port=port, access_log=False, log_level="warning", server_header=False)
+    config = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False)
+    with _listening(host, address[1]) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        console = Console(highlight=False, soft_wrap=True)
+        progress = session.progress("")
+        console.print(f"{title}: {progress['labels']} of {progress['wanted']} labels are there")
+        console.print(f"http://{shown}:{listener.getsockname()[1]}/{'?token=YOUR_TOKEN' if secret else ''}")
+        if not is_loopback(host):
+            console.print("what travels isn't encrypted: put a proxy with TLS before it, or use a tunnel")
+        console.print("Ctrl-C ends it; every label that the page took is stored")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on. Raises `InputError` for an address that can't be had."""
+    from flows.services.processes import port_owner
+
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        taken = f": it is taken by {port_owner(port)}" if error.errno == errno.EADDRINUSE else f" ({error})"
+        raise InputError(f"can't listen on {host}:{port}{taken}; choose another with --port and --host") from error
 
 
 def _export(path: Path, frame: pl.DataFrame, queues: LabelQueues, opened: OpenQueue) -> None:

@@ -166,8 +166,8 @@ class LabelQueues:
                 f"campaign {self.campaign!r}: iteration {iteration} has no label queue; those of {iterations} have"
             )
         raise InputError(
-            f"campaign {self.campaign!r} below {self.root}: no iteration has a label queue. Add `labelling: {{size: 100}}` "
-            "to the run file; the next iteration makes one"
+            f"campaign {self.campaign!r} below {self.root}: no iteration has a label queue. Add "
+            "`labelling: {size: 100}` to the run file; the next iteration makes one"
         )
 
     def labels_of(self, queue: str) -> QueueLabels:

@@ -1,4 +1,4 @@
-"""Who may use the page: a token beyond loopback, only this machine's names on loopback, and only the page's own posts."""
+"""Who may use the page: a token beyond loopback, this machine's names on loopback, and only the page's own posts."""
 
 import hashlib
 import hmac

@@ -51,7 +51,7 @@ def fleiss_kappa(ratings: Ratings) -> float | None:
 def krippendorffs_alpha(ratings: Ratings, level: Literal["nominal", "interval"] = "nominal") -> float | None:
     """1 - D_o / D_e over the items with two ratings or more, whoever misses (Krippendorff 2011, section C).
 
-    Coincidences count each pair of ratings of an item with m ratings 1 / (m - 1) times. The difference is 0 or 1 between
+    Each pair of ratings of an item with m ratings counts 1 / (m - 1) times. The difference is 0 or 1 between
     categories (nominal), or the squared distance (interval). None without such an item, or where nothing varies.
     """
     counts = category_counts(ratings)

@@ -10,7 +10,7 @@ from storage.records import RECORDS
 from tasks._stage import StageContext, stage
 from tasks.label_queue.candidates import answers_of, known_of, pairs_of, without
 from tasks.label_queue.choose import choose, queue_metrics, queue_of
-from tasks.label_queue.config import CollectConfig, LabellingConfig
+from tasks.label_queue.config import LabellingConfig
 from tasks.label_queue.measures import label_metrics
 
 
@@ -39,7 +39,6 @@ def make_queue(
 def collect_labels(
     queues: Sequence[Artifact],
     before: Artifact | None,
-    config: CollectConfig,
     *,
     campaign: str,
     context: StageContext,

@@ -159,7 +159,7 @@ def test_a_phone_and_a_desk_show_everything(browser, server, place, request):
         boxes = page.value(
             "[...document.querySelectorAll('.dock button')].map((e) => e.getBoundingClientRect().toJSON())"
         )
-        assert len(boxes) == 5 and all(0 <= box["left"] and box["right"] <= width for box in boxes)
+        assert len(boxes) == 5 and all(box["left"] >= 0 and box["right"] <= width for box in boxes)
         assert all(box["bottom"] <= height for box in boxes)
     lefts = page.value("['left', 'right'].map((id) => document.getElementById(id).getBoundingClientRect().left)")
     assert lefts[0] == lefts[1]  # one below the other on a phone

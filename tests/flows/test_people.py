@@ -130,7 +130,7 @@ def test_nobody_is_asked_by_default(prefect_server, graded):
 
 
 def test_a_grader_that_there_is_not_is_refused():
-    with pytest.raises(Exception, match="labelling.grader: no grader is called 'reward_model'; there are verifier"):
+    with pytest.raises(Exception, match=r"labelling.grader: no grader is called 'reward_model'; there are verifier"):
         configured(grader="reward_model")
 
 

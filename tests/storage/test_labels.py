@@ -59,7 +59,7 @@ def test_of_many_writers_of_one_label_one_wins(tmp_path):
 
 def test_the_newest_queue_and_what_is_said_where_there_is_none(tmp_path):
     queues = LabelQueues(str(tmp_path), "c")
-    with pytest.raises(InputError, match="no iteration has a label queue. Add `labelling"):
+    with pytest.raises(InputError, match=r"no iteration has a label queue\. Add `labelling"):
         queues.newest()
     first = queues.open(opened(1, "a"))
     queues.open(opened(2, "b"))

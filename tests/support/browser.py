@@ -97,7 +97,8 @@ class Page:
     def click(self, selector: str) -> None:
         """The middle of an element, scrolled into view."""
         where = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'});"
             "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         at = {"x": where[0], "y": where[1], "button": "left", "clickCount": 1}

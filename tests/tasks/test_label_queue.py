@@ -160,12 +160,13 @@ def test_the_queue_of_a_night(night, tmp_path):
 
 def test_the_grader_that_gives_uncertainties_orders_the_queue(night, tmp_path):
     rows = rollout_rows(TEXTS)
-    unsure = [0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 3.0, 0.01]
+    unsure = [0.01, 0.01, 0.01, 0.01, 0.01, 2.0, 3.0, 0.01]
     own = graded(rows, SCORES, unsure=unsure, rewards=[0.0] * 8)
     both = pl.concat([own["grades"], graded(rows, SCORES, grader="other")["grades"]])
     night["rewards"] = committed(tmp_path, "grading", "1", grades=both, rewards=own["rewards"])
     queue = queue_from(night, tmp_path, strategies={"high_uncertainty": 1, "uncertain": 1}).tables["label_queue"]
-    assert {queue["first"][0], queue["second"][0]} & {"z"} and queue["uncertainty"][0] == pytest.approx(3.0, abs=1e-3)
+    assert queue.select("first", "second", "reason", "priority").row(0) == ("y", "z", "high_uncertainty", 2.0)
+    assert queue["uncertainty"][0] == pytest.approx(13**0.5)
     named = queue_from(night, tmp_path, grader="other").tables["label_queue"]
     assert named["uncertainty"].to_list() == [None] * 4
     with pytest.raises(InputError, match=r"labelling.grader: 'nobody' graded nothing; there are other, reward_model"):
