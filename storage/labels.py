@@ -192,7 +192,7 @@ def joined_labels(known: Iterable[QueueLabels], before: pl.DataFrame) -> pl.Data
     standing = label_frame(label for labels in queues for label in labels.standing())
     gone = {label_id for labels in queues for label_id in labels.withdrawn} | set(standing["label_id"])
     kept = before.filter(~pl.col("label_id").is_in(sorted(gone)))
-    return pl.concat([standing, kept.cast(dict(standing.schema))])
+    return pl.concat([standing, kept.cast(standing.schema)])
 
 
 def labelled_items(queues: Iterable[pl.LazyFrame], labels: pl.DataFrame) -> pl.DataFrame:

@@ -47,6 +47,11 @@
     return made;
   }
 
+  // Characters that turn the reading direction would show another text than there is: they are named instead.
+  const plain = (text) => text.replace(
+    /[\u202a-\u202e\u2066-\u2069]/g, (found) => `\u27e8U+${found.charCodeAt(0).toString(16).toUpperCase()}\u27e9`,
+  );
+
   function progress(counts) {
     const share = counts.wanted ? counts.labels / counts.wanted : 1;
     $("fill").style.width = `${100 * share}%`;
@@ -55,7 +60,7 @@
 
   function turn(message) {
     const row = element("li");
-    const text = element("div", message.content, "text");
+    const text = element("div", plain(message.content), "text");
     text.dir = "auto";
     row.append(element("span", message.role, "role"), text);
     return row;
@@ -76,8 +81,8 @@
       return;
     }
     $("conversation").replaceChildren(...answer.item.messages.map(turn));
-    $("left-text").textContent = answer.item.left;
-    $("right-text").textContent = answer.item.right;
+    $("left-text").textContent = plain(answer.item.left);
+    $("right-text").textContent = plain(answer.item.right);
     const before = answer.item.before || {};
     score("left", before.left_score ?? null);
     score("right", before.right_score ?? null);

@@ -8,7 +8,7 @@ import polars as pl
 from storage.fingerprints import digest
 from storage.records import LabelItem
 from tasks.label_queue.config import LabellingConfig
-from tasks.label_queue.strategies import STRATEGIES, Candidates, difference_uncertainty
+from tasks.label_queue.strategies import STRATEGIES, Candidates, Pairs, difference_uncertainty
 
 PROMPT = ["prompt_id", "cluster_id", "messages"]
 ANSWER = ["rollout_id", "text", "policy_id"]
@@ -19,8 +19,9 @@ def choose(pairs: pl.DataFrame, known: Candidates, config: LabellingConfig) -> p
 
     A strategy that has no more candidates leaves its share to the others.
     """
-    priorities = {name: STRATEGIES[name](known) for name, share in sorted(config.strategies.items()) if share > 0}
-    picked = list(_mixed(pairs["prompt_id"].to_list(), priorities, known, config))
+    shares: dict[str, float] = {name: share for name, share in sorted(config.strategies.items()) if share > 0}
+    priorities = {name: STRATEGIES[name](known) for name in shares}
+    picked = list(_mixed(pairs["prompt_id"].to_list(), priorities, shares, known.drawn, config))
     rows = [row for row, _ in picked]
     unsure = difference_uncertainty(known)[rows]
     return pairs[rows].with_columns(
@@ -63,12 +64,15 @@ def queue_metrics(queue: pl.DataFrame, candidates: int) -> dict[str, float]:
 
 
 def _mixed(
-    prompts: list[str], priorities: Mapping[str, np.ndarray], known: Candidates, config: LabellingConfig
+    prompts: list[str],
+    priorities: Mapping[str, Pairs],
+    wanted: Mapping[str, float],
+    drawn: Pairs,
+    config: LabellingConfig,
 ) -> Iterator[tuple[int, str]]:
     """Rows with the strategy that took each: the one that is furthest behind its share goes next."""
-    ranked = {name: iter(_ranked(values, known.drawn)) for name, values in priorities.items()}
-    total = sum(config.strategies[name] for name in ranked)
-    shares = {name: config.strategies[name] / total for name in ranked}
+    ranked = {name: iter(_ranked(values, drawn)) for name, values in priorities.items()}
+    shares = {name: share / sum(wanted.values()) for name, share in wanted.items()}
     taken, of_prompt, chosen = dict.fromkeys(ranked, 0), dict[str, int](), set[int]()
     while ranked and len(chosen) < config.size:
         name = max(ranked, key=lambda each: (shares[each] * (len(chosen) + 1) - taken[each], shares[each]))
@@ -89,7 +93,7 @@ def _mixed(
         yield row, name
 
 
-def _ranked(priority: np.ndarray, drawn: np.ndarray) -> list[int]:
+def _ranked(priority: Pairs, drawn: Pairs) -> list[int]:
     """Rows by falling priority, equal ones by the seeded draw; NaN is no candidate."""
     order = np.lexsort((drawn, -priority))
     return [int(row) for row in order if not np.isnan(priority[row])]

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import chromium
-from label_queues import CAMPAIGN, open_queue, served
+from label_queues import CAMPAIGN, in_process, open_queue, served
 
 from storage.labels import LabelQueues
 
@@ -33,8 +33,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(place):
-    with served(place["root"], place["home"]) as running:
-        yield running
+    with in_process(place["root"]) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,20 @@ def browser(tmp_path_factory):
         yield running
 
 
+def seen(text):
+    """The text as the page shows it: what would turn the reading direction is named instead."""
+    return text.replace("\u202e", "\u27e8U+202E\u27e9")
+
+
 def stored(place):
     """The standing labels, as a process of its own reads them from the store."""
     return LabelQueues(place["root"], CAMPAIGN).labels_of(place["queue"]).standing()
 
 
-def begin(browser, server, name):
+def begin(browser, url, name):
     """A person opens the page and says who they are."""
     page = browser.person()
-    page.open(server.url)
+    page.open(url)
     page.until("!document.querySelector('#ask-name').hidden")
     page.click("#annotator")
     page.type(name)
@@ -70,7 +75,7 @@ def test_a_person_labels_by_keys_and_takes_one_back(browser, server, place):
     page = begin(browser, server, "ada")
     # Whatever a model wrote is text, in the prompt and in both answers.
     shown = page.text("#left-text"), page.text("#right-text"), page.text("#conversation .text")
-    assert set(shown) == {EVIL, EVIL + " first", EVIL + " second"}
+    assert set(shown) == {seen(EVIL), seen(EVIL + " first"), seen(EVIL + " second")}
     assert (
         page.value(
             "document.querySelectorAll('main script, main img, main svg, main a, main iframe, main style').length"
@@ -114,8 +119,8 @@ def test_a_person_labels_by_keys_and_takes_one_back(browser, server, place):
 def test_two_people_at_once_and_the_statistics(browser, server, place):
     cleo, dan = begin(browser, server, "cleo"), begin(browser, server, "dan")
     # Ada has labelled the first and the second: one more label each, so they hold different ones.
-    seen = {page.text("#conversation .text") for page in (cleo, dan)}
-    assert seen == {EVIL, "question 1"}
+    texts = {page.text("#conversation .text") for page in (cleo, dan)}
+    assert texts == {seen(EVIL), "question 1"}
     cleo.press("ArrowLeft")
     answered(cleo, 1)
     dan.press("ArrowLeft")
@@ -130,23 +135,44 @@ def test_two_people_at_once_and_the_statistics(browser, server, place):
     assert cleo.complaints() == dan.complaints() == []
 
 
+def refuses_without_token(running):
+    """Beyond loopback everything needs the token; shown once, a cookie that doesn't tell it stands for it."""
+    for path in ("/", "/page.js", "/api/statistics", "/?token=wrong", "/api/queue?token=" + TOKEN):
+        assert httpx.get(running.url + path).status_code == 403, path
+    assert post(running.url, "/api/next").status_code == 403
+    assert post(running.url, "/api/next", **{"cookie": f"posttrain_label={TOKEN}"}).status_code == 403
+    with httpx.Client(base_url=running.url, headers={"origin": running.url}) as person:
+        entered = person.get("/", params={"token": TOKEN})
+        assert entered.status_code == 303 and entered.headers["location"] == "/"
+        cookie = entered.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower() and TOKEN not in cookie
+        assert person.get("/").status_code == 200
+        elsewhere = person.post("/api/next", json={"annotator": "gil"}, headers={"origin": "http://evil"})
+        assert elsewhere.status_code == 403
+    assert "token=YOUR_TOKEN" in running.output
+
+
 def test_a_killed_server_loses_nothing_and_the_page_goes_on_by_itself(browser, place):
-    with served(place["root"], place["home"]) as first:
-        page = begin(browser, first, "eve")
+    with served(place["root"], place["home"], "--host", "0.0.0.0", POSTTRAIN_LABEL_TOKEN=TOKEN) as first:
+        refuses_without_token(first)
+        page = begin(browser, f"{first.url}/?token={TOKEN}", "eve")
+        assert page.value("location.href") == f"{first.url}/" and page.value("document.cookie") == ""
         begun = page.text("#conversation .text")
         page.press("ArrowLeft")
         answered(page, 1)
         second = page.text("#conversation .text")
         first.kill()
         before = stored(place)
+        assert [each.annotator for each in before].count("eve") == 1
         page.press("t")  # into the void: the page must not go on
         page.until("/Not stored yet/.test(document.querySelector('#notice').textContent)")
-        assert page.text("#conversation .text") == second
-        assert stored(place) == before and [each.annotator for each in before].count("eve") == 1
-        with served(place["root"], place["home"], "--port", str(first.port)):
+        assert page.text("#conversation .text") == second and stored(place) == before
+        with in_process(place["root"], first.port, TOKEN):
             answered(page, 2)
             assert page.text("#conversation .text") not in (begun, second)
     assert [each.choice for each in stored(place) if each.annotator == "eve"][1] == "tie"
+    assert TOKEN not in first.output
+    assert TOKEN not in json.dumps([label.model_dump(mode="json") for label in stored(place)])
 
 
 def test_a_phone_and_a_desk_show_everything(browser, server, place, request):
@@ -166,12 +192,12 @@ def test_a_phone_and_a_desk_show_everything(browser, server, place, request):
 
 
 def post(server, path, body=None, origin=None, **headers):
-    given = {"origin": server.url if origin is None else origin, **headers}
-    return httpx.post(f"{server.url}{path}", json={"annotator": "mallory"} if body is None else body, headers=given)
+    given = {"origin": server if origin is None else origin, **headers}
+    return httpx.post(f"{server}{path}", json={"annotator": "mallory"} if body is None else body, headers=given)
 
 
 def test_headers_origin_host_and_size(server, place):
-    page = httpx.get(server.url)
+    page = httpx.get(server)
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["referrer-policy"] == "same-origin"
@@ -180,8 +206,8 @@ def test_headers_origin_host_and_size(server, place):
     for origin in ("https://evil.example", "null", "", "http://127.0.0.1:1", "http://[::1"):
         assert post(server, "/api/next", origin=origin).status_code == 403
     # A name that somebody made to point at this machine.
-    assert httpx.get(server.url, headers={"host": "evil.example"}).status_code == 403
-    assert httpx.get(f"{server.url}/docs").status_code == httpx.get(f"{server.url}/openapi.json").status_code == 404
+    assert httpx.get(server, headers={"host": "evil.example"}).status_code == 403
+    assert httpx.get(f"{server}/docs").status_code == httpx.get(f"{server}/openapi.json").status_code == 404
     assert post(server, "/api/next", **{"content-type": "text/plain"}).status_code == 415
     assert post(server, "/api/label", {"annotator": "m", "comment": "x" * 70_000}).status_code == 413
     count = len(stored(place))
@@ -191,25 +217,3 @@ def test_headers_origin_host_and_size(server, place):
     assert post(server, "/api/label", {"annotator": "mallory", "item_id": "x", "choice": "left"}).status_code == 404
     assert post(server, "/api/next", {"annotator": "  "}).status_code == 422
     assert len(stored(place)) == count
-
-
-def test_beyond_loopback_everything_needs_the_token(place):
-    with served(place["root"], place["home"], "--host", "0.0.0.0", POSTTRAIN_LABEL_TOKEN=TOKEN) as running:
-        url = running.url
-        for path in ("/", "/page.js", "/api/statistics", "/?token=wrong", "/api/queue?token=" + TOKEN):
-            assert httpx.get(url + path).status_code == 403, path
-        assert post(running, "/api/next").status_code == 403
-        assert post(running, "/api/next", **{"cookie": f"posttrain_label={TOKEN}"}).status_code == 403
-        with httpx.Client(base_url=url, headers={"origin": url}) as person:
-            entered = person.get("/", params={"token": TOKEN})
-            assert entered.status_code == 303 and entered.headers["location"] == "/"
-            cookie = entered.headers["set-cookie"]
-            assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower() and TOKEN not in cookie
-            assert person.get("/").status_code == 200
-            assert person.post("/api/next", json={"annotator": "gil"}).json()["item"] is not None
-            assert (
-                person.post("/api/next", json={"annotator": "gil"}, headers={"origin": "http://evil"}).status_code
-                == 403
-            )
-    assert TOKEN not in running.output and "token=YOUR_TOKEN" in running.output
-    assert TOKEN not in json.dumps([label.model_dump(mode="json") for label in stored(place)])

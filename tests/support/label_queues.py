@@ -1,6 +1,7 @@
 """An open label queue below a root, without a run; and the command that serves it, in a process of its own."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -10,9 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
+import uvicorn
 from graded_rollouts import committed
 from pipeline import REPOSITORY, environment
 
+from flows.label_command import make_session
+from flows.labelling.server import make_app
 from storage.artifacts import Artifact
 from storage.labels import LabelQueues, OpenQueue
 from storage.records import LabelItem
@@ -101,6 +105,26 @@ class Served:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
+
+
+@contextmanager
+def in_process(root: str, port: int = 0, token: str | None = None) -> Iterator[str]:
+    """The same page from a thread of this process; yields its address."""
+    queues = LabelQueues(root, CAMPAIGN)
+    opened = queues.newest()
+    frame = Artifact.at(root, opened.queue).read("label_queue")
+    app = make_app(
+        make_session(frame, queues, opened), title=f"{CAMPAIGN}, iteration 1", max_score=opened.max_score, token=token
+    )
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @contextmanager
