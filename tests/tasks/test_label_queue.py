@@ -17,7 +17,7 @@ from storage.errors import InputError
 from storage.labels import LabelQueues
 from storage.records import Grade, LabelItem, Reward
 from tasks.label_queue.choose import choose
-from tasks.label_queue.config import COLLECT, LabellingConfig
+from tasks.label_queue.config import LabellingConfig
 from tasks.label_queue.stage import collect_labels, make_queue
 from tasks.label_queue.strategies import Candidates, disagreement, high_uncertainty, uncertain
 
@@ -191,7 +191,7 @@ def test_what_has_its_labels_is_not_asked_again(night, tmp_path):
     taken_back, _ = labels.add(items[3], "bob", "second")
     labels.withdraw(taken_back.label_id)
 
-    arguments = {"queues": [queue], "config": COLLECT, "campaign": CAMPAIGN, "context": context(tmp_path)}
+    arguments = {"queues": [queue], "campaign": CAMPAIGN, "context": context(tmp_path)}
     outputs = collect_labels.function(before=None, **arguments)
     said, asked = outputs.tables["labels"], outputs.tables["label_queue"]
     assert set(asked["item_id"]) == set(items[:3])
@@ -221,9 +221,7 @@ def test_what_has_its_labels_is_not_asked_again(night, tmp_path):
 
 def test_no_labels_are_an_empty_artifact(night, tmp_path):
     queue = committed(tmp_path, "label_queue", label_queue=queue_from(night, tmp_path).tables["label_queue"])
-    outputs = collect_labels.function(
-        queues=[queue], before=None, config=COLLECT, campaign="nobody", context=context(tmp_path)
-    )
+    outputs = collect_labels.function(queues=[queue], before=None, campaign="nobody", context=context(tmp_path))
     made = committed(tmp_path, "labels", "9", metrics=outputs.metrics, **outputs.tables)
     assert made.read("labels").is_empty() and made.read("label_queue").is_empty()
     assert json.loads(made.manifest.model_dump_json())["metrics"]["labels"] == 0
