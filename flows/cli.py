@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows import budget_command, grade_command, inspect_commands, ledger_command, reward_model_command
+from flows import (
+    budget_command,
+    grade_command,
+    inspect_commands,
+    label_command,
+    ledger_command,
+    reward_model_command,
+)
 from flows.config import CAMPAIGN_PATTERN, RunConfig, default_root, load_config
 from flows.environment import embedded
 from flows.steps import committed_state
@@ -27,6 +34,7 @@ grade_command.register(app)
 budget_command.register(app)
 ledger_command.register(app)
 reward_model_command.register(app)
+label_command.register(app)
 console = Console()
 errors = Console(stderr=True)
 

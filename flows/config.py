@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
+from flows.labelling_check import check_labelling
 from flows.preferences_check import check_preferences
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
@@ -26,6 +27,7 @@ from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.grading.config import REWARD_MODEL, GraderConfig, GradingConfig
+from tasks.label_queue.config import LabellingConfig
 from tasks.pair_quality.config import PairQualityConfig
 from tasks.policy_update.config import PolicyUpdateConfig
 from tasks.preferences.config import PreferencesConfig
@@ -99,6 +101,9 @@ class RunConfig(StrictConfig):
     rollouts: RolloutsConfig = RolloutsConfig()
     grading: GradingConfig
     filtering: FilteringConfig = FilteringConfig()
+    labelling: LabellingConfig | None = Field(
+        None, description="pairs that people are asked to compare; none: nobody is"
+    )
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     reward_check: RewardCheckConfig = RewardCheckConfig()
@@ -156,6 +161,7 @@ class RunConfig(StrictConfig):
         check_history(self.select, self.grading)
         check_preferences(self.preferences, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
+        check_labelling(self.labelling, self.grading)
         return self
 
     def _check_components(self) -> None:

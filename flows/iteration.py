@@ -5,6 +5,7 @@ from prefect import flow, get_run_logger
 from flows.config import RunConfig
 from flows.inputs import make_pool
 from flows.launches import LaunchContext, launched, shard_runner, tracked_iteration
+from flows.people import ask_people
 from flows.preference_pairs import gather_pairs
 from flows.prompt_history import record_history
 from flows.reward_models import Night, in_charge, read_anchors, refresh
@@ -93,7 +94,8 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
         config=config.filtering,
     )
     rewarded = Graded(rollouts, drawn, settled.rewards)
-    pairs = gather_pairs(config, run, rewarded)
+    labels = ask_people(state, config, run, rewarded)
+    pairs = gather_pairs(config, run, rewarded, [labels] if labels else [])
     scorer = refresh(Night(state, config, run, policy, rewarded, pairs, read_anchors(config)))
     challenger = update(
         trajectories=kept,

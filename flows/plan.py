@@ -69,6 +69,7 @@ def print_plan(config: RunConfig, console: Console) -> None:
             ", ".join(f"{g.label} {g.weight:g} from iteration {g.from_iteration}" for g in config.grading.graders),
         ),
         ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
+        *_labelling(config),
         ("reward_model", _reward_models(config, range(last + 1, target + 1))),
         ("reward_gate", _gate(config)),
         (
@@ -103,6 +104,19 @@ def _gate(config: RunConfig) -> str:
         return "none: whatever was trained grades from the next iteration on"
     first = "always" if gate.first == "always" else f"above {0.5 + gate.min_over_chance:g}"
     return f"accuracy of the first {first}, of others at most {gate.max_accuracy_loss:g} worse; gap, length, anchors"
+
+
+def _labelling(config: RunConfig) -> list[tuple[str, str]]:
+    asked = config.labelling
+    if asked is None:
+        return []
+    waits = f", waits at most {asked.wait_s:g} s for them" if asked.wait_s else ""
+    return [
+        (
+            "label-queue",
+            f"at most {asked.size} pairs x {asked.labels_per_item} people{waits}: posttrain label {config.campaign}",
+        )
+    ]
 
 
 def print_budget_of(config: RunConfig, rollouts: int, console: Console) -> None:

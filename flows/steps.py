@@ -40,6 +40,8 @@ STEPS = (
     "history",
     "filtering",
     "preference_files",
+    "label-queue",
+    "labels",
     "preferences",
     "anchors",
     "reward_check",

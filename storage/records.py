@@ -312,6 +312,47 @@ class Preference(dy.Schema):
         return pl.col("chosen") != pl.col("rejected")
 
 
+class LabelItem(dy.Schema):
+    """Two answers to one prompt that people are asked to compare, in the order in which they are asked."""
+
+    item_id = _identifier(primary_key=True, description="hash of the messages and the two answers")
+    position = dy.Int32(min=0, description="asked about in this order")
+    prompt_id = _identifier()
+    cluster_id = _identifier()
+    messages = dy.List(dy.Struct({"role": dy.String(), "content": dy.String()}), min_length=1)
+    first = dy.String()
+    second = dy.String()
+    first_rollout_id = dy.String(nullable=True)
+    second_rollout_id = dy.String(nullable=True)
+    first_policy_id = dy.String(nullable=True)
+    second_policy_id = dy.String(nullable=True)
+    iteration = dy.Int32(min=0, description="in which the queue was made")
+    reason = dy.String(description="the strategy that chose it")
+    priority = dy.Float64(description="in the scale of that strategy")
+    first_score = dy.Float64(nullable=True, description="by the grader that the queue was ordered by")
+    second_score = dy.Float64(nullable=True)
+    uncertainty = dy.Float64(nullable=True, min=0, description="of the difference of the two scores")
+
+    @dy.rule()
+    def answers_differ(cls) -> pl.Expr:
+        return pl.col("first") != pl.col("second")
+
+
+class HumanLabel(dy.Schema):
+    """One person's answer to one item of a label queue; `first` and `second` are the item's, however shown."""
+
+    label_id = _identifier(primary_key=True)
+    item_id = _identifier()
+    annotator = _identifier()
+    choice = dy.Enum(["first", "second", "tie", "skip"], description="the better one; skip: no answer")
+    first_score = dy.Float64(nullable=True, description="absolute, from 1 up")
+    second_score = dy.Float64(nullable=True)
+    comment = dy.String()
+    swapped = dy.Bool(description="the second answer stood left")
+    labelled_at = dy.Datetime(time_unit="us", time_zone="UTC")
+    seconds = dy.Float64(nullable=True, min=0, metadata={"unit": "s"}, description="for which it was looked at")
+
+
 class EvaluatedPrompt(dy.Schema):
     """How a policy did on one held-out prompt."""
 
@@ -464,6 +505,8 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "trajectories": Trajectory,
     "ledger": LedgerEntry,
     "signatures": OutputSignature,
+    "label_queue": LabelItem,
+    "labels": HumanLabel,
     "preferences": Preference,
     "evaluation": EvaluatedPrompt,
     "steps": TrainingStep,

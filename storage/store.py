@@ -209,6 +209,7 @@ class Store:
             temporary = self._temporary(path, content)
             try:
                 os.link(temporary, self._full(path))
+                _sync_folder(temporary.parent)
             except FileExistsError:
                 return False
             finally:
@@ -279,6 +280,15 @@ class Store:
             temporary.unlink(missing_ok=True)
             raise
         return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk: a file is only as durable as its name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,167 @@
+"""Label Studio's JSON, pairwise template: a queue with its labels as tasks, and annotations back as labels.
+
+Task format: https://labelstud.io/guide/task_format; the tag's value is `{"selected": "left"}` (tag Pairwise). The
+template has no tie: it is a choice beside it. `deployments/labelling.md` holds the labelling configuration.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from storage.errors import InputError
+from storage.labels import Label, QueueLabels
+from tasks.label_queue.choose import item_id_of
+
+PAIRWISE, TIE, COMMENT, SCORES = "pw", "tie", "comment", ("score1", "score2")
+SIDES = {"left": "first", "right": "second"}
+SELECTED = {choice: side for side, choice in SIDES.items()}
+ANSWERS = ("text1", "text2")
+
+
+class Annotation(NamedTuple):
+    """One annotation of a file: what to store, and where it stood."""
+
+    where: str
+    item_id: str
+    fields: dict[str, Any]
+
+
+def tasks_of(queue: pl.DataFrame, labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """A task per item of the queue, its labels as annotations. `text1` is the item's first answer."""
+    given: dict[str, list[Label]] = {}
+    for label in labels:
+        given.setdefault(label.item_id, []).append(label)
+    return [
+        {
+            "id": row["position"] + 1,
+            "data": {
+                "item_id": row["item_id"],
+                "prompt": "\n\n".join(f"{each['role']}: {each['content']}" for each in row["messages"]),
+                "messages": row["messages"],
+                "text1": row["first"],
+                "text2": row["second"],
+                "reason": row["reason"],
+            },
+            "annotations": [_annotation(label) for label in given.get(row["item_id"], [])],
+        }
+        for row in queue.iter_rows(named=True)
+    ]
+
+
+def annotations_of(content: str, where: str) -> list[Annotation]:
+    """What a JSON file of annotated tasks says. Raises `InputError` naming task, field, what was expected and found."""
+    try:
+        tasks = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error}); export from Label Studio as JSON") from None
+    if not isinstance(tasks, list):
+        raise InputError(
+            f"{where}: expected a list of tasks, found {type(tasks).__name__}; export as JSON, not JSON-MIN"
+        )
+    return [found for index, task in enumerate(tasks) for found in _of_task(task, f"{where}: task {index + 1}")]
+
+
+def import_annotations(found: Sequence[Annotation], queue: pl.DataFrame, labels: QueueLabels) -> tuple[int, int]:
+    """Store annotations as labels: how many are new, and how many stood already.
+
+    All are looked at before any is stored. Raises `InputError` for one of a pair that isn't in the queue.
+    """
+    known = set(queue["item_id"])
+    strangers = [each for each in found if each.item_id not in known]
+    if strangers:
+        raise InputError(
+            f"{strangers[0].where}: its pair isn't in this queue, and those of {len(strangers) - 1} other annotations "
+            "neither. Import into the campaign and iteration that the tasks were exported from (--iteration)"
+        )
+    stored = [labels.add(each.item_id, **each.fields)[1] for each in found]
+    return sum(stored), len(stored) - sum(stored)
+
+
+def _annotation(label: Label) -> dict[str, Any]:
+    results = [
+        _result(PAIRWISE, PAIRWISE, "pairwise", {"selected": SELECTED[label.choice]})
+        if label.choice in SELECTED
+        else None,
+        _result(TIE, ANSWERS[0], "choices", {"choices": ["tie"]}) if label.choice == "tie" else None,
+        _result(COMMENT, ANSWERS[0], "textarea", {"text": [label.comment]}) if label.comment else None,
+        *(
+            _result(name, text, "rating", {"rating": score}) if score is not None else None
+            for name, text, score in zip(SCORES, ANSWERS, (label.first_score, label.second_score), strict=True)
+        ),
+    ]
+    return {
+        "result": [result for result in results if result is not None],
+        "was_cancelled": label.choice == "skip",
+        "completed_by": {"email": label.annotator},
+        "created_at": label.labelled_at.isoformat(),
+        "lead_time": label.seconds,
+        "swapped": label.swapped,
+    }
+
+
+def _result(name: str, to: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": to, "type": kind, "value": value}
+
+
+def _of_task(task: Any, where: str) -> Iterator[Annotation]:
+    data = task.get("data") if isinstance(task, Mapping) else None
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where}: has no `data`; export from Label Studio as JSON")
+    item_id = data.get("item_id") or _item_of(data, where)
+    for number, annotation in enumerate(task.get("annotations") or []):
+        yield Annotation(where, str(item_id), _fields(annotation, f"{where}, annotation {number + 1}"))
+
+
+def _item_of(data: Mapping[str, Any], where: str) -> str:
+    """The item of a task that lost its `item_id`, by its content."""
+    if not isinstance(data.get("messages"), list) or not all(isinstance(data.get(name), str) for name in ANSWERS):
+        raise InputError(f"{where}: data has neither item_id nor messages, text1 and text2; it has {sorted(data)}")
+    return item_id_of(data["messages"], data["text1"], data["text2"])
+
+
+def _fields(annotation: Mapping[str, Any], where: str) -> dict[str, Any]:
+    values = {result.get("type"): result.get("value", {}) for result in annotation.get("result") or []}
+    scores = {
+        result.get("from_name"): result.get("value", {}).get("rating")
+        for result in annotation.get("result") or []
+        if result.get("type") == "rating"
+    }
+    return {
+        "annotator": _annotator(annotation.get("completed_by")),
+        "choice": _choice(annotation, values, where),
+        "first_score": scores.get(SCORES[0]),
+        "second_score": scores.get(SCORES[1]),
+        "comment": "\n".join(values.get("textarea", {}).get("text", [])),
+        "swapped": bool(annotation.get("swapped", False)),
+        "labelled_at": _time(annotation.get("created_at"), where),
+        "seconds": annotation.get("lead_time"),
+    }
+
+
+def _choice(annotation: Mapping[str, Any], values: Mapping[Any, Any], where: str) -> str:
+    if annotation.get("was_cancelled"):
+        return "skip"
+    selected = values.get("pairwise", {}).get("selected")
+    if selected in SIDES:
+        return SIDES[selected]
+    if "tie" in [str(each).lower() for each in values.get("choices", {}).get("choices", [])]:
+        return "tie"
+    raise InputError(f"{where}: expected a pairwise value left or right, or the choice tie; found {dict(values)}")
+
+
+def _annotator(completed_by: Any) -> str:
+    """Label Studio gives a number, or the user's fields."""
+    if isinstance(completed_by, Mapping):
+        completed_by = completed_by.get("email") or completed_by.get("id")
+    return "label-studio" if completed_by is None else str(completed_by)
+
+
+def _time(text: Any, where: str) -> datetime:
+    try:
+        read = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: created_at: expected a time such as 2026-01-31T12:00:00Z, found {text!r}") from None
+    return read if read.tzinfo else read.replace(tzinfo=UTC)

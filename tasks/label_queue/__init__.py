@@ -1,0 +1,1 @@
+"""What people are asked to label, and what they said."""

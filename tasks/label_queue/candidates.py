@@ -1,0 +1,119 @@
+"""The pairs of answers that could be labelled, pure: two different answers to one prompt, with what graders say."""
+
+import numpy as np
+import polars as pl
+
+from storage.errors import InputError
+from tasks.label_queue.config import LabellingConfig
+from tasks.label_queue.strategies import Candidates
+
+ANSWERS_PER_PROMPT = 16
+"""So many answers to a prompt are considered, drawn at random: 120 pairs."""
+ANSWER = ["rollout_id", "prompt_id", "order", "score", "uncertainty"]
+SIDES = ("first", "second")
+
+
+def answers_of(
+    rollouts: pl.LazyFrame, rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig, seed: int
+) -> pl.DataFrame:
+    """`rollout_id, prompt_id, order, score, uncertainty` of what people can be shown; no text twice to a prompt.
+
+    `order` ranks a prompt's answers by their text, so that a pair is the same one whenever it comes. Raises
+    `InputError` for `labelling.grader` that isn't there, or not named where several graders give uncertainties.
+    """
+    answers = (
+        rollouts.filter(pl.col("finish_reason") != "abort", pl.col("text").str.strip_chars() != "")
+        .sort("rollout_id")
+        .unique(["prompt_id", "text"], keep="first", maintain_order=True)
+        .select("rollout_id", "prompt_id", pl.col("text").rank("ordinal").over("prompt_id").alias("order"))
+        .collect()
+    )
+    drawn = np.random.default_rng(seed).random(len(answers))
+    answers = (
+        answers.with_columns(pl.Series("drawn", drawn))
+        .filter(pl.col("drawn").rank("ordinal").over("prompt_id") <= ANSWERS_PER_PROMPT)
+        .drop("drawn")
+    )
+    return answers.join(_scores(rewards, grades, config), on="rollout_id", how="left", maintain_order="left").select(
+        ANSWER
+    )
+
+
+def pairs_of(answers: pl.DataFrame) -> pl.DataFrame:
+    """Every two answers to a prompt, once: `first_*` and `second_*` of `ANSWER`'s columns, sorted by their ids."""
+    sides = [answers.rename({name: f"{side}_{name}" for name in ANSWER if name != "prompt_id"}) for side in SIDES]
+    return (
+        sides[0]
+        .join(sides[1], on="prompt_id", how="inner")
+        .filter(pl.col("first_order") < pl.col("second_order"))
+        .drop("first_order", "second_order")
+        .sort("prompt_id", "first_rollout_id", "second_rollout_id")
+    )
+
+
+def known_of(pairs: pl.DataFrame, answers: pl.DataFrame, grades: pl.LazyFrame, seed: int) -> Candidates:
+    """The pairs as the strategies take them."""
+    values = {
+        f"{side}_{name}": pairs[f"{side}_{name}"].cast(pl.Float64).to_numpy().astype(np.float64)
+        for side in SIDES
+        for name in ("score", "uncertainty")
+    }
+    spread = answers["score"].std()
+    return Candidates(
+        **values,
+        spread=float(spread) if isinstance(spread, float) else 0.0,
+        margins=_margins(pairs, grades),
+        drawn=np.random.default_rng([seed, 1]).random(len(pairs)),
+    )
+
+
+def without(pairs: pl.DataFrame, labelled: pl.DataFrame, rollouts: pl.LazyFrame) -> pl.DataFrame:
+    """The pairs less those whose two texts are in `labelled` (`prompt_id, first, second`), in their order."""
+    if labelled.is_empty():
+        return pairs
+    texts = rollouts.select("prompt_id", "rollout_id", "text")
+    found = labelled.lazy().select("prompt_id", "first", "second")
+    for side in SIDES:
+        named = texts.rename({"rollout_id": f"{side}_rollout_id", "text": side})
+        found = found.join(named, on=["prompt_id", side], how="inner")
+    done = found.select("first_rollout_id", "second_rollout_id").collect(engine="streaming")
+    turned = done.select(first_rollout_id="second_rollout_id", second_rollout_id="first_rollout_id")
+    return pairs.join(
+        pl.concat([done, turned]), on=["first_rollout_id", "second_rollout_id"], how="anti", maintain_order="left"
+    )
+
+
+def _scores(rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig) -> pl.DataFrame:
+    """`rollout_id, score, uncertainty` by the grader that orders the queue."""
+    graders = grades.group_by("grader").agg(pl.col("uncertainty").is_not_null().any()).sort("grader").collect()
+    names, unsure = graders["grader"].to_list(), graders.filter("uncertainty")["grader"].to_list()
+    if config.grader is not None and config.grader not in names:
+        raise InputError(f"labelling.grader: {config.grader!r} graded nothing; there are {', '.join(names) or 'none'}")
+    if config.grader is None and len(unsure) > 1:
+        raise InputError(
+            f"labelling.grader: {', '.join(unsure)} give uncertainties; name the one to order the queue by"
+        )
+    grader = config.grader or (unsure[0] if unsure else None)
+    if grader is None:
+        nothing = pl.lit(None, pl.Float64).alias("uncertainty")
+        return rewards.select("rollout_id", pl.col("reward").alias("score"), nothing).collect()
+    answered = grades.filter(pl.col("grader") == grader, pl.col("status") == "ok")
+    return answered.select("rollout_id", "score", "uncertainty").collect()
+
+
+def _margins(pairs: pl.DataFrame, grades: pl.LazyFrame) -> np.ndarray:
+    """Differences in standard deviations, a column per grader whose scores vary."""
+    answered = grades.filter(pl.col("status") == "ok").select("rollout_id", "grader", "score").collect()
+    spread = answered.group_by("grader").agg(pl.col("score").std().alias("std")).filter(pl.col("std") > 0)
+    columns = []
+    for grader, std in spread.sort("grader").iter_rows():
+        own = answered.filter(pl.col("grader") == grader).select("rollout_id", pl.col("score") / std)
+        scores = [
+            pairs.select(pl.col(f"{side}_rollout_id").alias("rollout_id"))
+            .join(own, on="rollout_id", how="left", maintain_order="left")["score"]
+            .to_numpy()
+            .astype(np.float64)
+            for side in SIDES
+        ]
+        columns.append(scores[0] - scores[1])
+    return np.stack(columns, axis=1) if columns else np.zeros((len(pairs), 0))

@@ -1,0 +1,46 @@
+"""Which pairs of answers people are asked to compare, how many, and how long a run waits for them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from storage.config_base import StrictConfig, unhashed
+
+Strategy = Literal["uncertain", "high_uncertainty", "disagreement", "random"]
+
+
+class LabellingConfig(StrictConfig):
+    """A queue of pairs in every iteration, for `posttrain label CAMPAIGN`."""
+
+    size: int = Field(100, ge=1, description="pairs in an iteration's queue at most")
+    labels_per_item: int = Field(
+        1, ge=1, description="people who are asked about each pair; 2 or more measure agreement"
+    )
+    strategies: dict[Strategy, float] = Field(
+        {"uncertain": 0.8, "random": 0.2},
+        description="share of each strategy in the queue: uncertain (the order of the two is doubtful), "
+        "high_uncertainty (both scores are), disagreement (graders rank them differently), random (an audit)",
+    )
+    pairs_per_prompt: int = Field(1, ge=1, description="of one prompt at most")
+    grader: str | None = Field(
+        None,
+        description="label of the grader whose scores and uncertainties order the queue; none: the one that gives "
+        "uncertainties, else the reward",
+    )
+    max_score: int = unhashed(5, "people may score each answer from 1 to this", ge=2, le=10)
+    wait_s: float = unhashed(0.0, "a run waits so many seconds for an iteration's labels, then goes on without", ge=0)
+    wait_for: float = unhashed(1.0, "share of the labels that ends the waiting", gt=0, le=1)
+    poll_s: float = unhashed(10.0, "seconds between two looks at what came", gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_strategy(self) -> Self:
+        if min(self.strategies.values(), default=0) < 0 or sum(self.strategies.values()) <= 0:
+            raise ValueError("strategies: expected shares of at least 0, one of them above, such as {uncertain: 1}")
+        return self
+
+
+class CollectConfig(StrictConfig):
+    """Nothing changes what collecting labels gives."""
+
+
+COLLECT = CollectConfig()

@@ -1,0 +1,68 @@
+"""The stages `label_queue` and `labels`: graded groups -> pairs for people, and what people said -> an artifact."""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from storage.artifacts import Artifact, Outputs
+from storage.labels import LabelQueues, joined_labels, labelled_items
+from storage.records import RECORDS
+from tasks._stage import StageContext, stage
+from tasks.label_queue.candidates import answers_of, known_of, pairs_of, without
+from tasks.label_queue.choose import choose, queue_metrics, queue_of
+from tasks.label_queue.config import LabellingConfig
+from tasks.label_queue.measures import label_metrics
+
+
+@stage("label_queue", version=1)
+def make_queue(
+    rollouts: Artifact,
+    rewards: Artifact,
+    batch: Artifact,
+    labels: Artifact | None,
+    config: LabellingConfig,
+    *,
+    seed: int,
+    context: StageContext,
+) -> Outputs:
+    """The pairs of this iteration's answers that people are asked about. `labels`: what they said so far."""
+    sampled, grades = rollouts.scan("rollouts"), rewards.scan("grades")
+    answers = answers_of(sampled, rewards.scan("rewards"), grades, config, seed)
+    pairs = without(pairs_of(answers), _labelled_enough(labels, config), sampled)
+    chosen = choose(pairs, known_of(pairs, answers, grades, seed), config)
+    queue = queue_of(chosen, sampled, batch.scan("batch"), context.iteration)
+    context.log.info("label queue: %d of %d pairs", len(queue), len(pairs))
+    return Outputs(metrics=queue_metrics(queue, len(pairs)), label_queue=queue)
+
+
+@stage("labels", version=1)
+def collect_labels(
+    queues: Sequence[Artifact],
+    before: Artifact | None,
+    *,
+    campaign: str,
+    context: StageContext,
+) -> Outputs:
+    """Every standing label of these queues of a campaign, and the items that they belong to.
+
+    `before` is what the iteration before took up. What comes later belongs to the next one: this never changes.
+    """
+    known = LabelQueues(queues[0].root, campaign)
+    nothing = RECORDS["labels"].create_empty()
+    labels = joined_labels(
+        [known.labels_of(queue.id) for queue in queues], before.read("labels") if before else nothing
+    )
+    tables = [each.scan("label_queue") for each in (*queues, *([before] if before else []))]
+    items, metrics = labelled_items(tables, labels), label_metrics(labels)
+    context.log.info("labels: %d of %d pairs, by %d people", len(labels), len(items), metrics["annotators"])
+    return Outputs(metrics=metrics, labels=labels, label_queue=items)
+
+
+def _labelled_enough(labels: Artifact | None, config: LabellingConfig) -> pl.DataFrame:
+    """`prompt_id, first, second` of the items with as many labels as are wanted."""
+    if labels is None:
+        return pl.DataFrame(schema={"prompt_id": pl.String, "first": pl.String, "second": pl.String})
+    said = labels.scan("labels").filter(pl.col("choice") != "skip").group_by("item_id").len()
+    enough = said.filter(pl.col("len") >= config.labels_per_item)
+    items = labels.scan("label_queue").join(enough, on="item_id", how="semi")
+    return items.select("prompt_id", "first", "second").collect()
