@@ -20,7 +20,7 @@ quickstart: $(INSTALLED)  ## three iterations of a real model on two cores
 test: $(INSTALLED)  ## everything but the slow suites
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(INSTALLED)  ## the quickstart asserted, and every algorithm on toys with a known optimum
+test-slow: $(INSTALLED)  ## the quickstart asserted, every algorithm on toys with a known optimum, kill -9 in every stage
 	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## format, lint, types, import rules

@@ -29,6 +29,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny_model") / "model")
 
 
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's architecture with other weights."""
+    return build_tiny_model(tmp_path_factory.mktemp("other_model") / "model", seed=1)
+
+
 @pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh root, once a folder and once a prefix in a real SeaweedFS bucket."""

@@ -36,7 +36,11 @@ def weights(made):
     return made.files["adapter_model.safetensors"].sha256
 
 
-@pytest.mark.parametrize("algorithm", ["dapo", "ppo", "dpo", "codpo"])
+# From trajectories with a critic, and from stored pairs; test_readme.py runs dapo.
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param("dapo", marks=pytest.mark.slow), "ppo", "dpo", pytest.param("codpo", marks=pytest.mark.slow)],
+)
 def test_an_algorithm_trains_on_the_rollouts_that_are_there(campaign, algorithm):
     first = states(campaign["root"], "first")["00001.json"]
     state, made, _ = run_fork(campaign, f"with-{algorithm}", f"algorithm={algorithm}")

@@ -135,7 +135,7 @@ def test_a_full_disk_fails_the_stage_and_loses_nothing(tmp_path, env, tiny_model
     """The root is a file system of 150 KiB in a namespace of its own, so that it fills up for real."""
     root = tmp_path / "small"
     root.mkdir()
-    path = run_file(tmp_path, tiny_model)
+    path = run_file(tmp_path, tiny_model, iterations=1)
     kept = tmp_path / "kept"
     run = f"{sys.executable} -m flows.cli run {path} --root {root}"
     script = f"mount -t tmpfs -o size=150k tmpfs {root} && {run}; code=$?; cp -r {root} {kept}; exit $code"
@@ -154,7 +154,7 @@ def test_a_full_disk_fails_the_stage_and_loses_nothing(tmp_path, env, tiny_model
 def test_a_disk_that_fills_up_below_everything(tmp_path, env, tiny_model):
     """Home and store on one file system, both databases in it; it is filled in mid-run, then there is room again."""
     del env["PREFECT_API_URL"]
-    small, path = tmp_path / "small", run_file(tmp_path, tiny_model)
+    small, path = tmp_path / "small", run_file(tmp_path, tiny_model, iterations=1)
     small.mkdir()
     env["POSTTRAIN_HOME"] = str(small / "home")
     run = f"{sys.executable} -m flows.cli run {path}"
@@ -203,7 +203,7 @@ def test_a_store_lost_on_the_way_is_waited_for(tmp_path, env, tiny_model):
     with pytest.MonkeyPatch.context() as patch:
         root = s3_root(server.start(), patch)
         env |= {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")}
-        process = start("run", str(run_file(tmp_path, tiny_model)), "--root", root, env=env)
+        process = start("run", str(run_file(tmp_path, tiny_model, iterations=1)), "--root", root, env=env)
         try:
             while not any(artifact.startswith("grading/") for artifact in contents(root)):
                 assert process.poll() is None

@@ -30,9 +30,10 @@ def project(tmp_path_factory):
     del document["iterations"]
     document |= {"iterations_per_run": 1, "root": str(folder / "root")}
     (folder / "deployments" / "nightly.yaml").write_text(yaml.safe_dump(document))
-    env = environment(folder / "home")
+    # The worker asks for runs every second, not every ten.
+    env = environment(folder / "home", PREFECT_WORKER_QUERY_SECONDS="1")
     ports = ["--prefect-port", "0", "--mlflow-port", "0", "--s3-port", "0"]
-    output = posttrain("up", *ports, env=env, folder=folder)
+    output = posttrain("up", *ports, env=env, folder=folder, fresh=True)
     shown = dict(re.findall(r"^(Prefect|MLflow|S3) +(http://127.0.0.1:\d+)$", output, re.MULTILINE))
     assert set(shown) == {"Prefect", "MLflow", "S3"}, output
     yield {"folder": folder, "api": f"{shown['Prefect']}/api", "root": document["root"]}

@@ -15,7 +15,7 @@ STEPS = {
 }
 
 
-@pytest.fixture(scope="module", params=["local", "s3"])
+@pytest.fixture(scope="module", params=[pytest.param("local", marks=pytest.mark.slow), "s3"])
 def campaign(request, tmp_path_factory, tiny_model, prefect_server, mlflow_server):
     """A finished campaign of two iterations: its root, environment, run file and output."""
     folder = tmp_path_factory.mktemp("campaign")

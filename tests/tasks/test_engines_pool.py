@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tiny_model import build_tiny_model
 
 from storage.errors import InputError, TransientError
 from tasks._engines import pool
@@ -24,12 +23,6 @@ def served(folder: Path) -> ServedModel:
 
 def sample(engine: Engine) -> list[list[Completion]]:
     return engine.generate([PROMPT], [4], SamplingParams(max_tokens=12), 3, lambda done, total: None)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's architecture with other weights."""
-    return build_tiny_model(tmp_path_factory.mktemp("other") / "model", seed=1)
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:

@@ -1,7 +1,6 @@
 """A grade is paid for once: over equal outputs, over runs, over a kill, and over everything but its own rule."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import warm
 from graded_rollouts import batch_rows, committed, grade_shard, rollout_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,16 +197,22 @@ def test_a_killed_shard_pays_only_for_what_is_missing(tmp_path):
     committed(tmp_path, "select", batch=batch_rows(1, samples=40))
     log = tmp_path / "graded.txt"
     env = {**os.environ, "GRADED": str(log), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests' / 'support'}"}
-    command = [sys.executable, "-m", "slow_verifier", str(tmp_path)]
-    killed = subprocess.Popen(command, env=env)
+
+    def run(output):
+        return warm.fork([str(tmp_path)], env=env, folder=REPOSITORY, output=output, module="slow_verifier")
+
+    with (tmp_path / "killed.log").open("w") as output:
+        killed = run(output)
     while not log.exists() or len(log.read_text().splitlines()) < 18:
         assert killed.poll() is None
         time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.wait()
     assert not (tmp_path / "grades.parquet").exists()
     before = len(log.read_text().splitlines())
-    subprocess.run(command, env=env, check=True, timeout=120)
+    again = run(subprocess.PIPE)
+    printed, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, printed
     counted = Counter(log.read_text().splitlines())
     assert set(counted) == {text for _, text in texts} | {"bad one"}
     twice = [text for text, count in counted.items() if count > 1]

@@ -171,7 +171,12 @@ def test_without_a_judge_cgpo_says_what_is_missing(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"algorithm": "ppo"}, {"algorithm": "kto"}, {"algorithm": "ppo", "parameters": "full"}]
+    "changes",
+    [
+        pytest.param({"algorithm": "ppo"}, marks=pytest.mark.slow),
+        {"algorithm": "kto"},
+        {"algorithm": "ppo", "parameters": "full"},
+    ],
 )
 def test_two_processes_train_the_same_policy(tiny_model, tmp_path, changes):
     """Two gloo processes under torchrun against one: the update differs by rounding only."""
