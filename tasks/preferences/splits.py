@@ -14,7 +14,6 @@ from tasks.preferences.config import HeldOutConfig
 from tasks.preferences.frames import PREFERENCE_SCHEMA, prompt_key
 
 HASHES = 16**32
-NOBODY = HeldOutConfig(fraction=0.0)
 
 
 @dataclass(frozen=True)

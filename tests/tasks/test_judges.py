@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from judge_server import BOUNDARY, Asked, judge_server
 from judged import graded, grader_config, sample
 
+from storage.fingerprints import text_key
 from storage.records import Grade
 from tasks.grading.config import GradingConfig
 from tasks.grading.grade import grade_samples
@@ -274,6 +275,7 @@ def test_a_judge_that_likes_the_first_place_gives_ties():
         answers = graded(grader_config("pairwise", server.url), group("aa", "b", "c"))
     assert [answer.score for answer in answers] == [0.5] * 3
     assert [answer.detail["disagreements"] for answer in answers] == [2] * 3
+    assert all(met["result"] == 0.5 and met["disagreed"] for answer in answers for met in answer.detail["met"])
 
 
 def test_equal_texts_tie_unasked_and_no_comparison_is_paid_twice():
@@ -283,6 +285,8 @@ def test_equal_texts_tie_unasked_and_no_comparison_is_paid_twice():
     assert len(server.asked) == 2
     assert [answer.score for answer in answers] == [1.0, *[pytest.approx(1 / 3)] * 3]
     assert sum(answer.cost for answer in answers) == pytest.approx(2e-4)
+    assert answers[0].detail["met"] == [{"other": text_key("a"), "result": 1.0, "disagreed": False}]
+    assert {answer.detail["met"][0]["other"] for answer in answers[1:]} == {text_key("aa")}
 
 
 def test_equal_texts_get_one_win_rate_whomever_each_of_them_meets():

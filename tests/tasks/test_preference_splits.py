@@ -113,7 +113,7 @@ def similarity(one: str, other: str) -> float:
     return len(first & second) / len(first | second)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(graded=PAIRS, imported=PAIRS, people=HELD, policies=HELD, seed=st.integers(0, 3))
 def test_splits_never_leak(folder, graded, imported, people, policies, seed):
     config = PreferencesConfig(eval_fraction=0.3, held_out_annotators=people, held_out_policies=policies)

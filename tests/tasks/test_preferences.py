@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("shingles")
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     answers=ANSWERS, mode=MODES, per_prompt=st.none() | st.integers(1, 5), ties=st.booleans(), seed=st.integers(0, 3)
 )
