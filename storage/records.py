@@ -335,6 +335,42 @@ class ScoredPair(dy.Schema):
     rejected_score = dy.Float64()
 
 
+class GapMeasure(dy.Schema):
+    """One number of how far a reward model is from people, on all held-out rows or a slice of them."""
+
+    measure = _identifier(primary_key=True, description="heldout_accuracy, accuracy, ece, gap_bias, gap_mae, ...")
+    slice = _identifier(primary_key=True, description="all, `domain: maths`, a decile, a bin of confidence")
+    value = dy.Float64()
+    low = dy.Float64(nullable=True, description="interval at 95 %, over all slices that are shown together")
+    high = dy.Float64(nullable=True)
+    count = dy.Int64(min=0, description="pairs or answers that it was measured on")
+
+
+class CheckedPair(dy.Schema):
+    """What a reward model says of a held-out pair, and whether it orders it as its source did."""
+
+    pair_id = _identifier(primary_key=True)
+    prompt_id = _identifier()
+    cluster_id = _identifier()
+    source = dy.String()
+    annotator = dy.String(nullable=True)
+    chosen_reward = dy.Float64(description="of the members together, in deviations of the training answers' scores")
+    rejected_reward = dy.Float64()
+    chosen_calibrated = dy.Float64(description="in the scale of the check's calibration.json")
+    rejected_calibrated = dy.Float64()
+    uncertainty = dy.Float64(min=0, description="deviation over the members of the difference of the two rewards")
+    chosen_uncertainty = dy.Float64(min=0, description="deviation over the members of the reward")
+    rejected_uncertainty = dy.Float64(min=0)
+    chosen_length = dy.Float64(min=0, metadata={"unit": "token"})
+    rejected_length = dy.Float64(min=0, metadata={"unit": "token"})
+    probability = dy.Float64(
+        min=0, max=1, description="that the chosen answer is preferred, from margin and uncertainty"
+    )
+    right = dy.Float64(min=0, max=1, description="1, or 0.5 where both rewards are equal")
+    human_score_chosen = dy.Float64(nullable=True)
+    human_score_rejected = dy.Float64(nullable=True)
+
+
 RECORDS: dict[str, type[dy.Schema]] = {
     "prompts": Prompt,
     "rejected": RejectedRow,
@@ -357,5 +393,7 @@ RECORDS: dict[str, type[dy.Schema]] = {
     "evaluation": EvaluatedPrompt,
     "steps": TrainingStep,
     "scored_pairs": ScoredPair,
+    "gap": GapMeasure,
+    "checked_pairs": CheckedPair,
 }
 RECORD_VERSION = 1

@@ -14,6 +14,7 @@ from tasks.report.plotting import (
     histogram_figure,
     iteration_axis,
 )
+from tasks.report.reward_model_figures import reward_model_figures
 from tasks.report.spending_figures import spending_figures
 
 TRAINING_METRICS = ("loss", "grad_norm", "clip_fraction", "kl", "entropy", "ratio_mean", "learning_rate")
@@ -31,7 +32,8 @@ def figures(content: Content) -> list[Figure]:
         *spending_figures(content),
         decisions_figure(content.decisions),
         seconds_figure(content.seconds),
-        reward_model_figure(content.reward_models),
+        None if content.honesty.checks else reward_model_figure(content.reward_models),
+        *reward_model_figures(content.honesty),
         *training_figures(content.training),
     ]
     return [figure for figure in candidates if figure is not None]

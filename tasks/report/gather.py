@@ -12,6 +12,7 @@ from storage.fingerprints import derive_seed
 from tasks._maths.reward_curve import CurveFit, fit_curve
 from tasks.report.advice import Advice, Evidence, advise
 from tasks.report.config import ReportConfig
+from tasks.report.reward_models import RewardModels, reward_models
 from tasks.report.samples import Sample, side_by_side
 from tasks.report.spending import Spending, spending
 
@@ -43,6 +44,7 @@ class Content:
     curve_points: list[tuple[float, float]]
     curve: CurveFit | None
     advice: list[Advice]
+    honesty: RewardModels
 
 
 def gather(history: History, config: ReportConfig) -> Content:
@@ -83,6 +85,7 @@ def gather(history: History, config: ReportConfig) -> Content:
         curve_points=points,
         curve=curve,
         advice=advise(Evidence(spent.rows, rewarded, judged, sampled, models, curve)),
+        honesty=reward_models(steps, config.gold),
     )
 
 

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tasks.report.gather import Content
+from tasks.report.reward_model_images import draw_checks, draw_overoptimisation
 
 DPI = 110
 Drawing = Callable[[Figure, Content], bool]
@@ -132,4 +133,6 @@ DRAWINGS: dict[str, Drawing] = {
     "groups.png": _groups,
     "difficulty.png": _difficulty,
     "seconds.png": _seconds,
+    "reward-model.png": lambda figure, content: draw_checks(figure, content.honesty),
+    "over-optimisation.png": lambda figure, content: draw_overoptimisation(figure, content.honesty),
 }

@@ -1,0 +1,1 @@
+"""Stage reward_check: how far a reward model can be trusted, on pairs that it wasn't trained on."""
