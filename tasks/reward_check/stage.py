@@ -42,7 +42,7 @@ def check_reward_model(
     `prompts`: a pool or batch that knows the prompts' domains. `graded_by`: the check whose calibration graded so far,
     for the gap of what was graded. Raises `InputError` where no pair is held out.
     """
-    folder, base = reward_model.files_folder(), resolve_policy(base_of(reward_model)).base
+    folder, base = reward_model.files_folder(), resolve_policy(base_of(reward_model)).weights
     domains = _domains(prompts)
     pairs = held_out_pairs(preferences.scan("preferences").filter(pl.col("split") == "eval").collect())
     if pairs.is_empty():
