@@ -20,7 +20,7 @@ from tasks._maths.pairwise import (
     rao_kupper_start,
 )
 
-few = settings(deadline=None, max_examples=40)
+few = settings(deadline=None, max_examples=25)
 score = st.floats(-12, 12)
 pairs_of_scores = st.lists(st.tuples(score, score), min_size=1, max_size=6)
 

@@ -18,7 +18,7 @@ from tasks.reward_model.rankings import ranking_of
 from tasks.reward_model.terms import with_terms
 from tasks.reward_model.weights import weighed
 
-few = settings(deadline=None, max_examples=40)
+few = settings(deadline=None, max_examples=25)
 EMPTY = np.array([1], dtype=np.int32)
 
 
