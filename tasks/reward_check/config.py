@@ -1,8 +1,8 @@
 """How a reward model is checked on held-out pairs, and which calibration comes of it."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config_base import StrictConfig, unhashed
 
@@ -14,6 +14,12 @@ class CheckedEnsemble(StrictConfig):
         "mean", description="mean; wco: the lowest member; uwo: mean - strength x variance; soft: a soft minimum"
     )
     strength: float = Field(0.5, ge=0, description="lambda of uwo (0.5 for best of n, 0.1 for PPO), beta of soft")
+
+    @model_validator(mode="after")
+    def _soft_has_a_beta(self) -> Self:
+        if self.how == "soft" and self.strength == 0:
+            raise ValueError("soft with strength 0; beta is above 0")
+        return self
 
 
 class LengthConfig(StrictConfig):

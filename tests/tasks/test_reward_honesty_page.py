@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
+from pydantic import ValidationError
 
 from tasks.grading.config import GradingConfig
 from tasks.report.config import ReportConfig
@@ -29,3 +31,8 @@ def test_the_defaults_that_the_page_names():
         50,
     )
     assert config.level == 0.9
+
+
+def test_a_soft_minimum_needs_a_strength():
+    with pytest.raises(ValidationError, match="beta is above 0"):
+        RewardCheckConfig.model_validate({"ensemble": {"how": "soft", "strength": 0}})
