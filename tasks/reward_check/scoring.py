@@ -10,11 +10,19 @@ from jaxtyping import Float
 
 from storage.fingerprints import derive_seed
 from tasks._engines.chat import load_tokenizer, render
-from tasks._training.reward_models import score
 from tasks.reward_check.config import RewardCheckConfig
 
 Members = Float[np.ndarray, "rows members"]
 Tokens = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Where a reward model lies: its own folder, the weights that it comes on top of, the base with the tokenizer."""
+
+    folder: Path
+    weights: Path
+    tokenizer: Path
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class ScoredPairs:
     too_long: int
 
 
-def score_pairs(pairs: pl.DataFrame, base: Path, folder: Path, config: RewardCheckConfig, *, seed: int) -> ScoredPairs:
+def score_pairs(pairs: pl.DataFrame, scorer: Scorer, config: RewardCheckConfig, *, seed: int) -> ScoredPairs:
     """Members' scores of both answers of `Preference` rows, `max_pairs` of them at most, drawn by seed.
 
     Answers that several pairs share are scored once.
     """
     order = np.random.default_rng(derive_seed(seed, "sample")).permutation(len(pairs))[: config.max_pairs]
     drawn = pairs[np.sort(order).tolist()]
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(scorer.tokenizer)
     prompts = [render(tokenizer, messages) for messages in drawn["messages"].to_list()]
     texts = drawn["chosen"].to_list() + drawn["rejected"].to_list()
     encoded: Tokens = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -49,7 +57,7 @@ def score_pairs(pairs: pl.DataFrame, base: Path, folder: Path, config: RewardChe
     rows = [(tuple(prompts[each]), tuple(side[each])) for side in (chosen, rejected) for each in kept]
     distinct = list(dict.fromkeys(rows))
     place = {row: index for index, row in enumerate(distinct)}
-    members = members_of(base, folder, [row[0] for row in distinct], [row[1] for row in distinct], config)
+    members = members_of(scorer, [row[0] for row in distinct], [row[1] for row in distinct], config)
     members = members[[place[row] for row in rows]]
     lengths = np.array([len(answer) for _, answer in rows], dtype=np.float64).reshape(2, -1).T
     return ScoredPairs(
@@ -57,9 +65,10 @@ def score_pairs(pairs: pl.DataFrame, base: Path, folder: Path, config: RewardChe
     )
 
 
-def members_of(base: Path, folder: Path, prompts: Tokens, answers: Tokens, config: RewardCheckConfig) -> Members:
+def members_of(scorer: Scorer, prompts: Tokens, answers: Tokens, config: RewardCheckConfig) -> Members:
     """Each member's standardised score, in the order of the rows."""
-    found = score(
-        base, folder, prompts, answers, device=config.device, tokens_per_microbatch=config.tokens_per_microbatch
-    )
-    return found.standardised
+    from tasks._training.reward_models import score  # loads torch
+
+    where = scorer.weights, scorer.folder
+    budget = config.tokens_per_microbatch
+    return score(*where, prompts, answers, device=config.device, tokens_per_microbatch=budget).standardised

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tasks.reward_check.check import check_pairs, gap_frame
 from tasks.reward_check.config import RewardCheckConfig
 from tasks.reward_check.fresh import Fresh, fresh_measures, fresh_metrics, other_scores, sample_prompts
 from tasks.reward_check.held_out import HeldOut, held_out, held_out_pairs
+from tasks.reward_check.scoring import Scorer, members_of, score_pairs
 
 CALIBRATION = "calibration.json"
 
@@ -42,7 +42,8 @@ def check_reward_model(
     `prompts`: a pool or batch that knows the prompts' domains. `graded_by`: the check whose calibration graded so far,
     for the gap of what was graded. Raises `InputError` where no pair is held out.
     """
-    folder, base = reward_model.files_folder(), resolve_policy(base_of(reward_model)).base
+    files = resolve_policy(base_of(reward_model))
+    scorer = Scorer(reward_model.files_folder(), files.weights, files.base)
     domains = _domains(prompts)
     pairs = held_out_pairs(preferences.scan("preferences").filter(pl.col("split") == "eval").collect())
     if pairs.is_empty():
@@ -50,15 +51,15 @@ def check_reward_model(
             f"{preferences.id}: no pair of split eval to check {reward_model.id} on; raise preferences.eval_fraction, "
             "or draw more prompts"
         )
-    held = _scored(pairs, base, folder, config, domains, seed, context)
+    held = _scored(pairs, scorer, config, domains, seed, context)
     agreed = None
     if anchors is not None:
         rows = held_out_pairs(anchors.read("preferences"))
-        agreed = _scored(rows, base, folder, config, domains, seed, context)
+        agreed = _scored(rows, scorer, config, domains, seed, context)
     checked = check_pairs(held, config, seed=seed, anchors=agreed, graded_by=_calibration(graded_by))
     measures, metrics, gap = [], checked.metrics, checked.gap
     if rollouts is not None:
-        fresh = _fresh(rollouts, grading, reward_model, base, folder, config, seed)
+        fresh = _fresh(rollouts, grading, reward_model, scorer, config, seed)
         measures = fresh_measures(fresh, seed=derive_seed(seed, "fresh"))
         metrics = metrics | fresh_metrics(fresh, measures, metrics["uncertainty_mean"])
         gap = pl.concat([gap, gap_frame(measures)])
@@ -84,16 +85,13 @@ def said(metrics: Mapping[str, float]) -> str:
 
 def _scored(
     pairs: pl.DataFrame,
-    base: Path,
-    folder: Path,
+    scorer: Scorer,
     config: RewardCheckConfig,
     domains: Mapping[str, str],
     seed: int,
     context: StageContext,
 ) -> HeldOut:
-    from tasks.reward_check.scoring import score_pairs  # loads torch
-
-    scored = score_pairs(pairs, base, folder, config, seed=seed)
+    scored = score_pairs(pairs, scorer, config, seed=seed)
     if scored.too_long:
         context.log.warning("reward_check: %d pairs are longer than max_tokens and left out", scored.too_long)
     if scored.pairs.is_empty():
@@ -118,15 +116,12 @@ def _fresh(
     rollouts: Artifact,
     grading: Artifact | None,
     reward_model: Artifact,
-    base: Path,
-    folder: Path,
+    scorer: Scorer,
     config: RewardCheckConfig,
     seed: int,
 ) -> Fresh:
-    from tasks.reward_check.scoring import members_of  # loads torch
-
     sampled = sample_prompts(rollouts.scan("rollouts"), config.max_fresh, derive_seed(seed, "fresh"))
-    members = members_of(base, folder, sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list(), config)
+    members = members_of(scorer, sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list(), config)
     reward, uncertainty = aggregate(members, config.ensemble.how, config.ensemble.strength)
     others = other_scores(grading.scan("grades"), sampled, reward_model.fingerprint) if grading is not None else {}
     return Fresh(

@@ -75,12 +75,12 @@ def test_slices_and_the_worst_of_them():
 def test_many_slices_of_nothing_show_no_finding():
     """Intervals are of all slices together: of 40 without a bias none is a finding in most draws."""
     findings = 0
-    for seed in range(10):
-        gap = np.random.default_rng(seed).normal(size=2000)
-        labels = np.array([f"d{each}" for each in np.arange(2000) % 40])
-        found = slice_measures("gap_bias", gap, {"domain": labels}, np.arange(2000), fewest=20, seed=seed)
+    for seed in range(4):
+        gap = np.random.default_rng(seed).normal(size=1200)
+        labels = np.array([f"d{each}" for each in np.arange(1200) % 40])
+        found = slice_measures("gap_bias", gap, {"domain": labels}, np.arange(1200), fewest=20, seed=seed)
         findings += any(not each.low <= 0 <= each.high for each in found)
-    assert findings <= 3
+    assert findings <= 1
 
 
 def test_labels_of_quarters():

@@ -18,7 +18,7 @@ GOODHART = {
     "wco": (0, 0.69, 1.34, 1.87, 2.30, 2.66),
     "uwo": (0, 0.71, 1.39, 1.90, 2.34, 2.72),
 }
-TRIALS, CHUNK = 3000, 200
+TRIALS, CHUNK = 2000, 200
 # Four standard errors of a mean over the trials of something with deviation about 1.
 TOLERANCE = 4 / np.sqrt(TRIALS)
 
@@ -123,6 +123,6 @@ def test_a_single_proxy_turns_and_the_cautious_ones_do_not(heavy_tailed):
 
 
 def test_under_normal_noise_nothing_turns():
-    found = best_of_n(lambda random, shape: random.normal(size=shape), seed=2, trials=600)
+    found = best_of_n(lambda random, shape: random.normal(size=shape), seed=2, trials=400)
     for how, gold in found.items():
         assert np.all(np.diff(gold) > 0), how

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from graded_rollouts import rollout_rows
+from matplotlib.figure import Figure
 from synthetic_raters import fit_heads, preference_rows, world
 
 from storage.artifacts import Artifact, Outputs
@@ -18,8 +19,8 @@ from storage.fingerprints import digest
 from storage.records import RECORDS
 from tasks.report.config import ReportConfig
 from tasks.report.gather import gather
-from tasks.report.images import draw_images
 from tasks.report.page import render
+from tasks.report.reward_model_images import draw_checks, draw_overoptimisation
 from tasks.report.stage import watch_metrics
 from tasks.reward_check.check import check_pairs
 from tasks.reward_check.config import CheckedEnsemble, RewardCheckConfig
@@ -221,7 +222,9 @@ def test_the_gate_s_reasons_are_gathered(history, tmp_path):
     assert not verdict["promoted"] and verdict["why"] == "gap: 0.4 after 0.2"
 
 
-def test_images(content, tmp_path):
-    drawn = draw_images(content, tmp_path)
-    assert {"reward-model.png", "over-optimisation.png"} <= set(drawn)
-    assert all(path.stat().st_size > 5_000 for path in drawn.values())
+def test_images(content):
+    drawn = Figure(), Figure()
+    assert draw_checks(drawn[0], content.honesty) and draw_overoptimisation(drawn[1], content.honesty)
+    assert len(drawn[0].axes) == 4 and len(drawn[1].axes[0].lines) == 2
+    bare = replace(content.honesty, checks=[], watched=None)
+    assert not draw_checks(Figure(), bare) and not draw_overoptimisation(Figure(), bare)

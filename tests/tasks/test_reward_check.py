@@ -13,7 +13,7 @@ from tasks.reward_check.config import CalibrationConfig, CheckedEnsemble, Length
 from tasks.reward_check.fresh import Fresh, fresh_measures, fresh_metrics, other_scores, sample_prompts
 from tasks.reward_check.held_out import held_out, held_out_pairs
 
-PAIRS, MEMBERS = 400, 5
+PAIRS, MEMBERS = 300, 5
 
 
 def members_of(given, heads):
@@ -55,7 +55,7 @@ def honest():
 def biased():
     """Raters who like length: heads fitted to their choices, checked on others with people's fair scores."""
     heads = fit_heads(world(3000, seed=0, length_bias=2.5), MEMBERS)
-    return world(700, seed=1), heads
+    return world(500, seed=1), heads
 
 
 def test_the_order_and_the_scale_of_the_utility_come_back(honest):
@@ -178,14 +178,14 @@ def test_both_ways_of_mitigation_apply_to_new_answers(biased, by):
 def test_label_noise_caps_the_accuracy(flipped):
     """Measured accuracy is a (1 - e) + (1 - a) e: heads fitted to labels of which 25 % are wrong, checked on such."""
     heads = fit_heads(world(3000, seed=0, sharpness=1e3, flipped=flipped), 2)
-    noisy = world(2000, seed=1, sharpness=1e3, flipped=flipped)
-    clean = world(2000, seed=1, sharpness=1e3)
+    noisy = world(1200, seed=1, sharpness=1e3, flipped=flipped)
+    clean = world(1200, seed=1, sharpness=1e3)
     config = RewardCheckConfig(calibration=CalibrationConfig(to="none"))
     true = check_pairs(held(clean, heads), config, seed=3).metrics["heldout_accuracy"]
     measured = check_pairs(held(noisy, heads), config, seed=3).metrics
     expected = true * (1 - flipped) + (1 - true) * flipped
     assert true > 0.92
-    assert measured["heldout_accuracy"] == pytest.approx(expected, abs=0.025)
+    assert measured["heldout_accuracy"] == pytest.approx(expected, abs=0.035)
     assert measured["heldout_accuracy_low"] <= expected <= measured["heldout_accuracy_high"]
     if flipped:
         assert measured["heldout_accuracy"] < 0.76
@@ -194,7 +194,7 @@ def test_label_noise_caps_the_accuracy(flipped):
 def test_uncertain_pairs_are_more_often_wrong():
     """Members that saw few pairs disagree where they are wrong."""
     heads = fit_heads(world(60, seed=5), MEMBERS)
-    given = world(1000, seed=6)
+    given = world(600, seed=6)
     checked = check_pairs(held(given, heads), RewardCheckConfig(), seed=3)
     found = checked.metrics
     assert found["uncertainty_gain"] >= -1e-3

@@ -46,7 +46,7 @@ def made(tiny_model, tmp_path_factory):
     pairs = committed(folder, "preferences", preferences=frame)
     base = register_base(pairs.root, str(tiny_model))
     config = RewardModelConfig(
-        learning_rate=1e-2, batch_pairs=8, epochs=3, dtype="float32", device="cpu", lora_rank=4, lora_alpha=8
+        learning_rate=1e-2, batch_pairs=8, epochs=8, dtype="float32", device="cpu", lora_rank=4, lora_alpha=8
     )
     trained = train_reward_model(
         frame, tiny_model, config, seed=1, scratch=folder / "training", progress=lambda *_: None
