@@ -111,7 +111,7 @@ def _made(
     strangers = answers.select("prompt_id", "text").join(
         prompts.select("prompt_id", "cluster_id"), on="prompt_id", how="inner", maintain_order="left"
     )
-    found = {}
+    found: dict[str, pl.DataFrame] = {}
     for kind in config.made:
         rng = np.random.default_rng(derive_seed(seed, "made", kind))
         picked = placed[rng.permutation(len(placed))[:limit].tolist()]

@@ -1,10 +1,11 @@
 """Whole dialogues that begin alike: what both share is the prompt, what follows are the two answers. Pure."""
 
 import re
+from typing import Any
 
 from tasks._sources.fields import UnusableField, normal_text
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]
 # Anthropic's HH-RLHF: turns begin with their speaker, after an empty line.
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -31,7 +32,7 @@ def turns_of_dialogue(text: str, field: str) -> Chat:
     return turns
 
 
-def part_chats(first: Chat, second: Chat, field: str) -> tuple[Chat, str, str]:
+def part_chats(first: Chat, second: Chat, field: str) -> tuple[Chat, Any, Any]:
     """The turns that both chats begin with, up to a user's, in curate's normal form; and what follows in each.
 
     Where more than one turn follows, the chats parted before their last turn: the answer is then the rest of the
@@ -49,7 +50,7 @@ def part_chats(first: Chat, second: Chat, field: str) -> tuple[Chat, str, str]:
     return prompt, _rest(first[shared:]), _rest(second[shared:])
 
 
-def _rest(turns: Chat) -> str:
+def _rest(turns: Chat) -> Any:
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join([turns[0]["content"], *(f"{NAME[turn['role']]}: {turn['content']}" for turn in turns[1:])])

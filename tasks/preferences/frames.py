@@ -16,7 +16,7 @@ IS_TIE = pl.col("tie").fill_null(False)
 def completed(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with the columns of `Preference` but `split`, in their order and types; those it lacks are null."""
     lacking = [pl.lit(None, dtype).alias(name) for name, dtype in PAIR_SCHEMA.items() if name not in frame.columns]
-    return frame.with_columns(lacking).select(PAIR_SCHEMA.names()).cast(dict(PAIR_SCHEMA))
+    return frame.with_columns(lacking).select(PAIR_SCHEMA.names()).cast(PAIR_SCHEMA)
 
 
 def pairs_of_rows(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:

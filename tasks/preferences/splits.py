@@ -97,7 +97,7 @@ def assign_splits(
         .with_columns(split=pl.coalesce("asked", split))
         .filter((pl.col("split") == "eval") | ~pl.col("away"))
         .select(Preference.column_names())
-        .cast(dict(PREFERENCE_SCHEMA))
+        .cast(PREFERENCE_SCHEMA)
     )
 
 
