@@ -37,9 +37,9 @@ def score_frozen(
     tokens_per_microbatch: int | None = None,
 ) -> MemberScores:
     """By heads on frozen states."""
-    from tasks._training import frozen
+    from tasks._training.frozen import score_frozen as score_by_states
 
-    return frozen.score_frozen(
+    return score_by_states(
         base,
         folder,
         prompt_token_ids,

@@ -77,11 +77,13 @@ def train_reward_model(
     )
     known = _score_pairs(model, read.training[:NORMALISATION_PAIRS], config).reshape(-1, config.members)
     mean, std = known.mean(axis=0), np.where(known.std(axis=0) > 0, known.std(axis=0), 1.0)
+    scale, shift = _human_affine(numbers, read.human)
     description = replace(
         description,
         score_mean=tuple(mean.tolist()),
         score_std=tuple(std.tolist()),
-        **_human_affine(numbers, read.human),
+        human_scale=scale,
+        human_shift=shift,
     )
     folder = scratch / "reward_model"
     save_scoring_model(model, description, folder, policy)
@@ -126,7 +128,8 @@ def _read_pairs(
         )
     left_out = sum(map(len, sampled)) - len(training) - len(heldout)
     human = _human_scale(training) if config.regression_weight else (0.0, 1.0)
-    training = [replace(pair, human=tuple((score - human[0]) / human[1] for score in pair.human)) for pair in training]
+    mean, std = human
+    training = [replace(pair, human=((pair.human[0] - mean) / std, (pair.human[1] - mean) / std)) for pair in training]
     training = weighed(training, config.members, bootstrap=config.bootstrap, seed=derive_seed(seed, "weights"))
     return _Read(training, heldout, left_out, human)
 
@@ -211,16 +214,16 @@ def _score_pairs(model: ScoringModel, pairs: list[Pair], config: RewardModelConf
     return scores.reshape(-1, 2, config.members)
 
 
-def _human_affine(numbers: LossNumbers, human: tuple[float, float]) -> dict[str, tuple[float, ...]]:
-    """From raw scores to people's units, where that was learned."""
+Numbers = tuple[float, ...]
+
+
+def _human_affine(numbers: LossNumbers, human: tuple[float, float]) -> tuple[Numbers | None, Numbers | None]:
+    """Per member, from raw scores to people's units; nothing where that wasn't learned."""
     if numbers.affine is None:
-        return {}
+        return None, None
     mean, std = human
     scale, shift = (values.detach().flatten().tolist() for values in numbers.scale_and_shift())
-    return {
-        "human_scale": tuple(std * value for value in scale),
-        "human_shift": tuple(std * value + mean for value in shift),
-    }
+    return tuple(std * value for value in scale), tuple(std * value + mean for value in shift)
 
 
 def _tie_metrics(numbers: LossNumbers) -> dict[str, float]:
