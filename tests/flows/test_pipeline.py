@@ -9,10 +9,12 @@ from pipeline import contents, environment, manifests, posttrain, run_file, stat
 from s3_roots import s3_root
 
 STEPS = {
-    *("curate", "select", "rollouts", "grading", "history", "filtering", "preferences", "reward_model"),
-    "policy_update",
+    *("curate", "select", "rollouts", "grading", "history", "filtering", "preferences", "reward_check"),
+    *("reward_model", "reward_gate", "policy_update"),
     *("evaluation-select", "evaluation-rollouts", "evaluation-grading", "evaluation", "report"),
 }
+# Offline: trained once, in the first iteration, then frozen and watched.
+ONCE = {"reward_model", "reward_gate"}
 
 
 @pytest.fixture(scope="module", params=[pytest.param("local", marks=pytest.mark.slow), "s3"])
@@ -44,7 +46,7 @@ def test_both_iterations_are_committed_and_every_stage_left_its_artifact(campaig
     committed = states(campaign["root"], campaign["name"])
     assert list(committed) == ["00000.json", "00001.json", "00002.json"]
     assert set(committed["00001.json"]["steps"]) == STEPS
-    assert set(committed["00002.json"]["steps"]) == STEPS - {"reward_model"}
+    assert set(committed["00002.json"]["steps"]) == STEPS - ONCE
     made = manifests(campaign["root"])
     assert {artifact_id for state in committed.values() for artifact_id in state["steps"].values()} <= set(made)
     second = made[committed["00002.json"]["steps"]["grading"]]
@@ -68,7 +70,7 @@ def test_prefect_shows_each_stage_and_carries_no_rows(campaign, prefect_server):
     parent = newest_flow_run(prefect_server, "post-training")
     assert parent["state"]["type"] == "COMPLETED"
     names = {run["name"] for run in runs_of(prefect_server, {"parent_flow_run_id": {"any_": [parent["id"]]}})}
-    assert STEPS - {"reward_model"} <= names
+    assert names >= STEPS - ONCE
     assert any(name.startswith("rollouts-shard-1") for name in names)
     newest = newest_flow_run(prefect_server, "iteration")
     links = httpx.post(
@@ -106,6 +108,7 @@ def test_mlflow_has_a_parent_run_child_runs_metrics_datasets_and_aliases(campaig
             "groups.png",
             "held-out-score.png",
             "report.html",
+            "reward-model.png",
             "reward.png",
             "seconds.png",
         )

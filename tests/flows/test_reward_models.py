@@ -28,7 +28,7 @@ TRAINING = {
 }
 
 
-def pairs_of(seed: int, *, swapped: bool = False, turned: bool = False, pairs: int = 96) -> pl.DataFrame:
+def pairs_of(seed: int, *, swapped: bool = False, turned: bool = False, pairs: int = 64) -> pl.DataFrame:
     """Answers that end in a full stop are better; a quarter of the prompts is held out.
 
     `swapped`: those that train say the opposite; `turned`: all do.
@@ -63,7 +63,7 @@ class Nights:
             "grading": {"graders": [{"grader": "verifier"}]},
             "reward_model": TRAINING,
             "reward_check": {"device": "cpu"},
-            "reward_gate": {"max_length_correlation": 1.0},
+            "reward_gate": {"max_length_correlation": 1.0, "min_pairs": 10},
             **sections,
         }
         self.config = parse_config(document, "test")
@@ -179,7 +179,7 @@ def test_a_first_one_that_fails_leaves_the_campaign_without(tmp_path, tiny_model
 
 def test_drift_asks_for_another_one(tmp_path, tiny_model, prefect_server, mlflow_server, caplog):
     """What people prefer turns round: the sign counts once it had its rest, and the one that learned it replaces."""
-    training = TRAINING | {"when": "trigger", "train_every": None, "trigger": {"min_pairs": 20}}
+    training = TRAINING | {"when": "trigger", "train_every": None, "trigger": {"min_pairs": 10}}
     campaign = Nights(tmp_path, tiny_model, prefect_server, mlflow_server, reward_model=training)
     first = campaign(pairs_of(1))
     resting = campaign(pairs_of(2, turned=True))

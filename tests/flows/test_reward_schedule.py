@@ -159,3 +159,12 @@ def test_where_the_reward_model_is_the_counting_grader_its_outcomes_are_dropped_
     keys = {outcomes(name, grader="reward_model", outcome="score").grader_key for name in ("a", "b")}
     assert len(keys) == 2
     assert len({outcomes(name).grader_key for name in (None, "a", "b")}) == 1, "a verifier's verdicts stay"
+
+
+def test_the_check_makes_one_score_of_the_members_as_the_grader_does():
+    ensemble = {"how": "uwo", "strength": 0.1}
+    graders = {"grading": {"graders": [GRADERS[0], {**GRADERS[1], "ensemble": ensemble}]}}
+    assert parse_config(REST | graders, "test").reward_check.ensemble.model_dump() == ensemble
+    own = {"reward_check": {"ensemble": {"how": "wco"}}}
+    assert parse_config(REST | graders | own, "test").reward_check.ensemble.how == "wco"
+    assert parse_config(REST, "test").reward_check.ensemble.how == "mean"
