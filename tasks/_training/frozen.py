@@ -1,17 +1,17 @@
-"""Reward models of kind "frozen": small heads over frozen middle-layer states of a base, on disk and scoring."""
+"""Reward models of kind "frozen", on disk and scoring: small heads over frozen middle-layer states of a base."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
 from storage.errors import InputError
 from tasks._devices import choose_device
+from tasks._maths.frozen_heads import FORMS, FrozenHeads
 from tasks._training.batching import microbatch_tokens
 from tasks._training.heads import DESCRIPTION
 from tasks._training.member_scores import MemberScores
@@ -19,35 +19,6 @@ from tasks._training.states import StateReader, StatesSpec
 
 KIND = "frozen"
 HEADS = "heads.safetensors"
-Arrays = dict[str, np.ndarray]
-States = Float[np.ndarray, "rows features"]
-
-
-@dataclass(frozen=True)
-class FrozenHeads:
-    """The members of a frozen reward model.
-
-    `form` names a function of `FORMS`, `arrays` are its weights with the features' `mean` and `scale`, `score_mean`
-    and `score_std` the mean and deviation of each member's scores of training answers.
-    """
-
-    form: str
-    arrays: Arrays
-    score_mean: Float[np.ndarray, " members"]
-    score_std: Float[np.ndarray, " members"]
-
-    def raw(self, states: States) -> Float[np.ndarray, "rows members"]:
-        """The members' scores of states."""
-        standardised = (states - self.arrays["mean"]) / self.arrays["scale"]
-        return FORMS[self.form](self.arrays, standardised)
-
-
-def standardised_heads(form: str, arrays: Arrays, states: States) -> FrozenHeads:
-    """Heads with the mean and deviation of their scores of these states."""
-    fresh = FrozenHeads(form, arrays, np.zeros(1), np.ones(1))
-    scores = fresh.raw(states)
-    deviation = scores.std(axis=0)
-    return FrozenHeads(form, arrays, scores.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
 
 
 def save_frozen(heads: FrozenHeads, spec: StatesSpec, folder: Path) -> list[Path]:
@@ -113,17 +84,3 @@ def score_frozen(
     for rows, states in reader.batches(prompts, responses, tokens_per_microbatch=budget):
         raw[rows] = heads.raw(states)
     return MemberScores(raw, heads.score_mean, heads.score_std)
-
-
-def _linear(arrays: Arrays, states: States) -> Float[np.ndarray, "rows members"]:
-    """theta . x of each member."""
-    return states @ arrays["weight"].T
-
-
-def _mlp(arrays: Arrays, states: States) -> Float[np.ndarray, "rows members"]:
-    """v . tanh(W x + b) of each member: `inner` (members, features, hidden), `bias` and `outer` (members, hidden)."""
-    members = zip(arrays["inner"], arrays["bias"], arrays["outer"], strict=True)
-    return np.stack([np.tanh(states @ inner + bias) @ outer for inner, bias, outer in members], axis=1)
-
-
-FORMS: dict[str, Callable[[Arrays, States], Float[np.ndarray, "rows members"]]] = {"linear": _linear, "mlp": _mlp}

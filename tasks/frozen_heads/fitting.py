@@ -9,10 +9,10 @@ from jaxtyping import Float
 from storage.errors import InputError
 from storage.fingerprints import derive_seed
 from storage.records import CrossValidation, LearningPoint
+from tasks._maths.frozen_heads import Arrays, FrozenHeads, standardised_heads
 from tasks._maths.intervals import bootstrap_mean
 from tasks._maths.learning_curve import CurveFit
 from tasks._maths.paired_answers import PairedAnswers, Standard, fit_members, right
-from tasks._training.frozen import Arrays, FrozenHeads, standardised_heads
 from tasks._training.stored_pairs import TIE, StoredPairs
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.frozen_heads.cross_validation import learning_curve, slope, validate
@@ -53,8 +53,10 @@ def fit_heads(stored: StoredPairs, config: FrozenHeadsConfig, *, seed: int) -> F
     }
     metrics |= measured
     decided = training.of(training.labels.targets != TIE)
-    table, found = CrossValidation.create_empty(), {}
-    points, curve = LearningPoint.create_empty(), None
+    found: dict[str, float] = {}
+    table: pl.DataFrame = CrossValidation.create_empty()
+    points: pl.DataFrame = LearningPoint.create_empty()
+    curve = None
     if config.repeats and len(np.unique(decided.clusters)) >= config.folds:
         table, found = _validated(decided, config, seed)
         if config.curve:

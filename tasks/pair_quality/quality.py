@@ -69,7 +69,7 @@ def _frame(ids: np.ndarray, quality: Quality) -> pl.DataFrame:
         "smoothing": quality.smoothing,
         "margin": quality.margin,
     }
-    return pl.DataFrame(columns).cast(dict(PairQuality.create_empty().schema))
+    return pl.DataFrame(columns).cast(PairQuality.create_empty().schema)
 
 
 def _by_decile(first: Float[np.ndarray, " pairs"], second: Float[np.ndarray, " pairs"]) -> pl.DataFrame:
@@ -82,7 +82,7 @@ def _by_decile(first: Float[np.ndarray, " pairs"], second: Float[np.ndarray, " p
         )
         parts.append(measured.sort("decile").with_columns(ordered_by=pl.lit(name)))
     schema = StrengthDecile.create_empty().schema
-    return pl.concat(parts).select(list(schema)).cast(dict(schema))
+    return pl.concat(parts).select(list(schema)).cast(schema)
 
 
 def _metrics(quality: Quality) -> dict[str, float]:
