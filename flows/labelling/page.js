@@ -30,6 +30,7 @@
     state.view = view;
     for (const id of ["ask-name", "work", "done", "statistics"]) $(id).hidden = id !== view;
     $("dock").hidden = view !== "work";
+    if (view === "ask-name") $("annotator").focus();
     clock();
   }
 
