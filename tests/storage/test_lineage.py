@@ -105,7 +105,8 @@ def preferred(ids: list[str]) -> Outputs:
     pair = {"pair_id": "pair-0001", "prompt_id": "prompt-a", "cluster_id": "c", "messages": MESSAGES}
     pair |= {"chosen_rollout_id": ids[0], "rejected_rollout_id": ids[1], "chosen": "x", "rejected": "y"}
     pair |= {"source": "grader", "strength": 0.5, "annotator": None, "split": "train"}
-    pair |= {"human_score_chosen": None, "human_score_rejected": None}
+    pair |= dict.fromkeys(("human_score_chosen", "human_score_rejected", "chosen_policy_id", "rejected_policy_id"))
+    pair |= dict.fromkeys(("tie", "iteration", "detail"))
     return Outputs(preferences=pl.DataFrame([pair]))
 
 
