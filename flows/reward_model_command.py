@@ -15,6 +15,7 @@ from flows.tables import rows_table
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign
 from storage.errors import InputError
+from storage.fingerprints import derive_seed
 from storage.home import home
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.pair_quality.config import PairQualityConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RUN_FILES = (".yaml", ".yml")
 STATES = "states"
+SEED = "rm"  # as the iteration seeds it: the same settings give the same heads again
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +48,7 @@ def reward_model(
         embedded(home())
     found, states = _states(asked, iteration)
     started = time.perf_counter()
-    fitted, judged = refitted(states, asked.heads, asked.quality, asked.seed)
+    fitted, judged = refitted(states, asked.heads, asked.quality, derive_seed(asked.seed, found, SEED))
     seconds = time.perf_counter() - started
     if picture is not None and fitted.curve is not None:
         from tasks.frozen_heads.picture import draw_curve
@@ -67,21 +69,25 @@ class _Asked(NamedTuple):
     root: str
     seed: int
     heads: FrozenHeadsConfig
-    quality: PairQualityConfig
+    quality: PairQualityConfig | None
 
 
 def refitted(
-    states: Artifact, heads: FrozenHeadsConfig, quality: PairQualityConfig, seed: int
+    states: Artifact, heads: FrozenHeadsConfig, quality: PairQualityConfig | None, seed: int
 ) -> tuple["Fitted", "JudgedPairs"]:
-    """The heads and the quality of the labels, from an artifact of states and the preferences that it was read of."""
+    """The heads and the quality of the labels, from an artifact of states and the preferences that it was read of.
+
+    The labels are judged in any case; the heads follow that where `quality` is configured, as in a run.
+    """
     from tasks._training.stored_pairs import stored_pairs
     from tasks.frozen_heads.fitting import fit_heads
     from tasks.pair_quality.quality import judge_pairs
 
     preferences = Artifact.at(states.root, states.manifest.inputs["preferences"])
     frames = preferences.read("preferences"), states.read(STATES), states.read("paired_answers")
+    judged = judge_pairs(stored_pairs(*frames), quality or PairQualityConfig(), seed=derive_seed(seed, "quality"))
     stored = stored_pairs(*frames, smoothing=heads.smoothing)
-    return fit_heads(stored, heads, seed=seed), judge_pairs(stored, quality, seed=seed)
+    return fit_heads(stored, heads, seed=seed, quality=judged.quality if quality else None), judged
 
 
 def _asked(name: str, settings: list[str] | None, root: str | None) -> _Asked:
@@ -98,8 +104,7 @@ def _asked(name: str, settings: list[str] | None, root: str | None) -> _Asked:
 
 
 def _of(config: RunConfig, root: str) -> _Asked:
-    heads, quality = config.frozen_heads or FrozenHeadsConfig(), config.pair_quality or PairQualityConfig()
-    return _Asked(config.campaign, root, config.seed, heads, quality)
+    return _Asked(config.campaign, root, config.seed, config.frozen_heads or FrozenHeadsConfig(), config.pair_quality)
 
 
 def _states(asked: _Asked, iteration: int | None) -> tuple[int, Artifact]:

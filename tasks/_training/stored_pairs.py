@@ -1,6 +1,6 @@
 """Preferences joined with their stored states: what heads are fitted to, without any model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Shaped
 
 from storage.errors import InputError
 from tasks._maths.linear_preferences import Labels
-from tasks._maths.pair_quality import DROP, FLIP
+from tasks._maths.pair_quality import DROP, FLIP, KEEP
 from tasks._maths.paired_answers import PairedAnswers
 
 TIE = 0.5
@@ -34,17 +34,12 @@ class StoredPairs:
 
 
 def stored_pairs(
-    preferences: pl.DataFrame,
-    states: pl.DataFrame,
-    paired: pl.DataFrame,
-    *,
-    smoothing: float = 0.0,
-    quality: pl.DataFrame | None = None,
+    preferences: pl.DataFrame, states: pl.DataFrame, paired: pl.DataFrame, *, smoothing: float = 0.0
 ) -> StoredPairs:
     """`Preference`, `AnswerState` and `PairedAnswer` frames as one set of pairs.
 
-    `smoothing` is epsilon, the assumed chance that any label is wrong; ties have the target 1/2. A `PairQuality` frame
-    flips, drops and smooths training pairs and gives them margins. Raises `InputError` for a pair without states.
+    `smoothing` is epsilon, the assumed chance that any label is wrong; ties have the target 1/2. Raises `InputError`
+    for a pair without states.
     """
     known = states.select("answer_id").with_row_index("row")
     rows = preferences.sort("pair_id").join(paired, on="pair_id", how="left", maintain_order="left")
@@ -52,30 +47,36 @@ def stored_pairs(
         names = {"answer_id": f"{side}_answer_id", "row": f"{side}_row"}
         rows = rows.join(known.rename(names), on=names["answer_id"], how="left", maintain_order="left")
     _refuse_stateless(rows)
-    tie = pl.col("tie").fill_null(False) if "tie" in rows.columns else pl.lit(False)
-    rows = _with_quality(rows.with_columns(tie.alias("tie")), quality)
-    epsilon = np.maximum(rows["smoothing"].to_numpy(), smoothing)
-    targets = np.where(rows["tie"].to_numpy(), TIE, 1 - epsilon)
-    labels = Labels(targets, np.ones(len(rows)), np.where(rows["tie"].to_numpy(), 0.0, rows["margin"].to_numpy()))
+    tie = rows["tie"].fill_null(False).to_numpy() if "tie" in rows.columns else np.zeros(len(rows), dtype=bool)
+    labels = Labels(np.where(tie, TIE, 1 - smoothing), np.ones(len(rows)), np.zeros(len(rows)))
     first, second = (rows[f"{side}_row"].cast(pl.Int64).to_numpy() for side in ("chosen", "rejected"))
-    flipped = rows["flipped"].to_numpy()
-    first, second = np.where(flipped, second, first), np.where(flipped, first, second)
     _, clusters = np.unique(rows["cluster_id"].to_list(), return_inverse=True)
     pairs = PairedAnswers(_matrix(states), first, second, clusters, labels)
     return StoredPairs(rows["pair_id"].to_numpy(), (rows["split"] == "eval").to_numpy(), pairs)
 
 
-def _with_quality(rows: pl.DataFrame, quality: pl.DataFrame | None) -> pl.DataFrame:
-    if quality is None:
-        return rows.with_columns(flipped=pl.lit(False), smoothing=pl.lit(0.0), margin=pl.lit(0.0))
-    judged = quality.select("pair_id", "action", "smoothing", "margin")
-    rows = rows.join(judged, on="pair_id", how="left", maintain_order="left")
-    rows = rows.filter(pl.col("action").is_null() | (pl.col("action") != DROP))
-    return rows.with_columns(
-        flipped=(pl.col("action") == FLIP).fill_null(False),
-        smoothing=pl.col("smoothing").fill_null(0.0),
-        margin=pl.col("margin").fill_null(0.0),
+def with_quality(stored: StoredPairs, quality: pl.DataFrame) -> StoredPairs:
+    """The pairs as a `PairQuality` frame of training pairs has them: flipped, dropped, smoothed, with margins."""
+    ids = pl.DataFrame({"pair_id": stored.pair_ids})
+    judged = ids.join(
+        quality.select("pair_id", pl.col("action").cast(pl.String), "smoothing", "margin"),
+        on="pair_id",
+        how="left",
+        maintain_order="left",
     )
+    kept = judged["action"].fill_null(KEEP).to_numpy() != DROP
+    flipped = judged["action"].fill_null(KEEP).to_numpy() == FLIP
+    pairs, labels = stored.pairs, stored.pairs.labels
+    tie = labels.targets == TIE
+    doubt, margin = (judged[name].fill_null(0.0).to_numpy() for name in ("smoothing", "margin"))
+    targets = np.where(tie, TIE, np.minimum(labels.targets, 1 - doubt))
+    turned = replace(
+        pairs,
+        first=np.where(flipped, pairs.second, pairs.first),
+        second=np.where(flipped, pairs.first, pairs.second),
+        labels=Labels(targets, labels.weights, np.where(tie, 0.0, margin)),
+    )
+    return StoredPairs(stored.pair_ids[kept], stored.held_out[kept], turned.of(kept))
 
 
 def _refuse_stateless(rows: pl.DataFrame) -> None:

@@ -13,7 +13,7 @@ from tasks._maths.frozen_heads import Arrays, FrozenHeads, standardised_heads
 from tasks._maths.intervals import bootstrap_mean
 from tasks._maths.learning_curve import CurveFit
 from tasks._maths.paired_answers import PairedAnswers, Standard, fit_members, right
-from tasks._training.stored_pairs import TIE, StoredPairs
+from tasks._training.stored_pairs import TIE, StoredPairs, with_quality
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.frozen_heads.cross_validation import learning_curve, slope, validate
 
@@ -32,13 +32,18 @@ class Fitted:
     metrics: dict[str, float]
 
 
-def fit_heads(stored: StoredPairs, config: FrozenHeadsConfig, *, seed: int) -> Fitted:
+def fit_heads(
+    stored: StoredPairs, config: FrozenHeadsConfig, *, seed: int, quality: pl.DataFrame | None = None
+) -> Fitted:
     """Fits the members to the training pairs; pairs of split `eval` only measure.
 
-    Cross-validation and learning curve use training pairs only, without ties, and need a cluster for each fold; with
-    fewer clusters they are left out. Raises `InputError` when fewer than two pairs can train.
+    A `PairQuality` frame says which training labels are not to be taken as they are. Cross-validation and learning
+    curve take them as they are, else they would agree with themselves: the held-out pairs tell what quality gained.
+    Both use training pairs only, without ties, and need a cluster for each fold; with fewer they are left out.
+
+    Raises `InputError` when fewer than two pairs can train.
     """
-    training = stored.training
+    training = (stored if quality is None else with_quality(stored, quality)).training
     if len(training) < FEWEST_PAIRS:
         raise InputError(
             f"{len(training)} preference pairs to train on, expected at least {FEWEST_PAIRS}: collect more, or hold "
@@ -52,7 +57,7 @@ def fit_heads(stored: StoredPairs, config: FrozenHeadsConfig, *, seed: int) -> F
         "train_accuracy": float(right(_margins(heads, training)).mean()),
     }
     metrics |= measured
-    decided = training.of(training.labels.targets != TIE)
+    decided = stored.training.of(stored.training.labels.targets != TIE)
     found: dict[str, float] = {}
     table: pl.DataFrame = CrossValidation.create_empty()
     points: pl.DataFrame = LearningPoint.create_empty()

@@ -33,9 +33,8 @@ def fit_frozen(
         states.read("states"),
         states.read("paired_answers"),
         smoothing=config.smoothing,
-        quality=quality.read("pair_quality") if quality else None,
     )
-    fitted = fit_heads(stored, config, seed=seed)
+    fitted = fit_heads(stored, config, seed=seed, quality=quality.read("pair_quality") if quality else None)
     facts = states.manifest.facts
     files = save_frozen(fitted.heads, StatesSpec.from_json(facts["states"]), context.scratch / "reward_model")
     if fitted.curve is not None:

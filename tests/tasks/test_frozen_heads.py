@@ -17,7 +17,7 @@ from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
 from tasks._training.frozen import load_frozen, save_frozen, score_frozen
 from tasks._training.states import StatesSpec
-from tasks._training.stored_pairs import StoredPairs, stored_pairs
+from tasks._training.stored_pairs import StoredPairs, stored_pairs, with_quality
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.frozen_heads.fitting import fit_heads
 from tasks.frozen_heads.stage import fit_frozen
@@ -96,6 +96,16 @@ def test_cross_validation_and_curve():
     assert found.curve is not None and found.metrics["curve_gain_of_doubling"] == found.curve.gain
     # Labels that are wrong in 20 % make margins smaller, not overconfident ones: the slope stays about 1.
     assert 0.5 < found.metrics["cv_slope"] < 2
+
+
+def test_quality_changes_the_heads_and_not_what_they_are_measured_by():
+    """Flipping every training label turns the heads round; cross-validation takes the labels as they are."""
+    pairs, _ = stored(300)
+    train = pairs.pair_ids[~pairs.held_out]
+    quality = pl.DataFrame({"pair_id": train, "action": "flip", "smoothing": 0.0, "margin": 0.0})
+    plain, flipped = (fit_heads(pairs, CONFIG, seed=1, quality=frame) for frame in (None, quality))
+    assert flipped.metrics["heldout_accuracy"] == pytest.approx(1 - plain.metrics["heldout_accuracy"], abs=0.02)
+    assert flipped.cross_validation.equals(plain.cross_validation)
 
 
 def test_few_clusters_have_no_cross_validation():
@@ -189,7 +199,7 @@ def test_quality_changes_what_trains(made):
             "margin": [0.0, 0.0, 0.5],
         }
     )
-    found = stored_pairs(*frames, smoothing=0.1, quality=quality)
+    found = with_quality(stored_pairs(*frames, smoothing=0.1), quality)
     assert set(ids) - set(found.pair_ids) == {train[1]}
     place, before = (int(np.flatnonzero(each.pair_ids == train[0])[0]) for each in (found, plain))
     assert found.pairs.first[place] == plain.pairs.second[before]
@@ -223,5 +233,5 @@ def test_refitting_needs_no_model(made, monkeypatch):
 
     states = made["states"]
     states.manifest.inputs["preferences"] = made["preferences"].id
-    fitted, judged = refitted(states, CONFIG, PairQualityConfig(ridges=[0.1], members=2), 0)
+    fitted, judged = refitted(states, CONFIG, None, 0)
     assert fitted.metrics["heldout_accuracy"] > 0.85 and len(judged.quality) == 60
