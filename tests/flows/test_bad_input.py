@@ -127,7 +127,7 @@ def test_wrong_credentials(tmp_path, env, tiny_model, seaweed):
 
 
 def test_an_mlflow_server_that_is_away(tmp_path, env, tiny_model):
-    env |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    env |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     refused(tmp_path, env, tiny_model, "MLflow at http://127.0.0.1:9 doesn't answer")
 
 
