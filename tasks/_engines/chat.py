@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# transformers puts another module in its own place while it's imported: a second thread finds the first one, empty.
+_importing = threading.Lock()
+
+
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, loaded once a process. Raises InputError when the folder has none."""
-    from transformers import AutoTokenizer
+    with _importing:
+        from transformers import AutoTokenizer
 
     if not (folder / "tokenizer_config.json").is_file():
         raise InputError(

@@ -9,7 +9,6 @@ differs from process to process, needs a start without this.
 import atexit
 import contextlib
 import functools
-import gc
 import importlib
 import json
 import os
@@ -119,7 +118,6 @@ def serve(requests: socket.socket) -> None:
     """Fork for each request until the other end is closed. Returns in each process that is to run a module."""
     for name in LIBRARIES.split():
         importlib.import_module(name)
-    gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
     while True:
         message, files, _, _ = socket.recv_fds(requests, MESSAGE_BYTES, 2)
