@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from storage.errors import InputError
+from storage.errors import TooFew
 from storage.fingerprints import derive_seed
 from tasks._devices import choose_device
 from tasks._engines.chat import load_tokenizer
@@ -63,7 +63,7 @@ def train_reward_model(
 
     The adapter comes on top of the weights in `base`, or of those with a policy's adapter `policy`; `quality` is a
     `PairQuality` frame. Scores are saved with their mean and deviation over training answers. A killed training called
-    again with the same scratch folder resumes. Raises `InputError` when fewer than `min_pairs` pairs can train, and
+    again with the same scratch folder resumes. Raises `TooFew` when fewer than `min_pairs` pairs can train, and
     when absolute scores are asked for and there are none.
     """
     tokenizer, device = load_tokenizer(base), choose_device(config.device)
@@ -112,7 +112,7 @@ class _Read:
 def _read_pairs(
     framed: pl.DataFrame, tokenizer: Any, question: Question | None, config: RewardModelConfig, seed: int
 ) -> _Read:
-    """The pairs that train and the held-out ones. Raises `InputError` for too few."""
+    """The pairs that train and the held-out ones. Raises `TooFew` for too few."""
     suffix = question.token_ids if question else ()
     sampled = [
         _sampled(framed, split, limit, seed)
@@ -122,7 +122,7 @@ def _read_pairs(
         tokenize_pairs(frame, tokenizer, tokenizer.eos_token_id, config.max_tokens, suffix) for frame in sampled
     )
     if len(training) < config.min_pairs:
-        raise InputError(
+        raise TooFew(
             f"{len(training)} preference pairs to train on, expected at least {config.min_pairs} (min_pairs): "
             "collect more, or train the reward model in a later iteration"
         )
@@ -138,7 +138,7 @@ def _human_scale(pairs: list[Pair]) -> tuple[float, float]:
     scores = np.array([pair.human for pair in pairs])
     known = scores[~np.isnan(scores)]
     if len(np.unique(known)) < 2:
-        raise InputError(
+        raise TooFew(
             f"regression_weight is set, and the {len(pairs)} training pairs hold {len(known)} absolute scores of "
             "people (human_score_chosen, human_score_rejected), none that differ: import some, or set it to 0"
         )

@@ -11,7 +11,7 @@ from frozen_pairs import known_pairs
 from graded_rollouts import committed, context
 
 from storage.artifacts import Artifact
-from storage.errors import InputError
+from storage.errors import InputError, TooFew
 from storage.policies import register_base
 from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
@@ -113,7 +113,7 @@ def test_few_clusters_have_no_cross_validation():
     found = fit_heads(pairs, CONFIG, seed=0)
     assert len(found.cross_validation) == len(found.learning_curve) == 0 and found.curve is None
     assert "heldout_accuracy" not in found.metrics
-    with pytest.raises(InputError, match="1 preference pairs to train on, expected at least 2"):
+    with pytest.raises(TooFew, match="1 preference pairs to train on, expected at least 2"):
         fit_heads(stored(1, held_out=0)[0], CONFIG, seed=0)
 
 
