@@ -1,0 +1,56 @@
+"""What a run file says of a reward model must be taken by what makes it."""
+
+import pytest
+
+from flows.config import parse_config
+from flows.frozen_heads import drawn_states
+from storage.errors import InputError
+
+REST = {
+    "campaign": "page",
+    "model": {"path": "model"},
+    "curate": {"sources": [{"generator": "haiku"}]},
+    "grading": {"graders": [{"grader": "verifier"}]},
+}
+FROZEN = {"frozen_heads": {}}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"kind": "generative"},
+        {"smoothing": 0.1},
+        {"members": 3},
+        {"loss": "davidson"},
+        {"margin": 1.0},
+        {"max_tokens": 100},
+    ],
+    ids=str,
+)
+def test_heads_refuse_what_they_would_ignore(option):
+    with pytest.raises(InputError, match=f"reward_model.{next(iter(option))} would be ignored"):
+        parse_config(REST | FROZEN | {"reward_model": option}, "test")
+    parse_config(REST | {"reward_model": option}, "test")
+
+
+def test_heads_stand_on_the_base():
+    with pytest.raises(InputError, match=r"reward_model\.base is policy"):
+        parse_config(REST | FROZEN | {"reward_model": {"base": "policy"}}, "test")
+
+
+def test_heads_take_which_pairs_and_when():
+    asked = {"sources": ["human"], "max_pairs": 50, "max_heldout_pairs": 20, "min_pairs": 4, "train_every": 2}
+    config = parse_config(
+        REST | FROZEN | {"reward_model": asked | {"device": "cpu"}, "states": {"layers": [2]}}, "test"
+    )
+    states = drawn_states(config)
+    assert (states.sources, states.max_pairs, states.max_heldout_pairs, states.layers) == (("human",), 50, 20, [2])
+
+
+@pytest.mark.parametrize("loss", ["davidson", "rao_kupper", "plackett_luce"])
+def test_margins_of_label_quality_need_a_loss_that_knows_them(loss):
+    margins = {"pair_quality": {"margins": True}, "reward_model": {"loss": loss}}
+    with pytest.raises(InputError, match=rf"pair_quality\.margins: reward_model\.loss {loss} knows no margin"):
+        parse_config(REST | margins, "test")
+    parse_config(REST | margins | {"pair_quality": {}}, "test")
+    parse_config(REST | {"pair_quality": {"margins": True}}, "test")
