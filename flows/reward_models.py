@@ -166,12 +166,31 @@ def _due(night: Night, present: InCharge, watched: Artifact | None) -> bool:
     config, k = night.config.reward_model, night.run.iteration
     if config.due(k, present=present.reward_model is not None):
         return True
-    if config.when != "trigger" or present.reward_check is None or watched is None or _trained_lately(night):
+    if config.when != "trigger" or watched is None or _trained_lately(night):
         return False
-    found = drift(Signs(present.reward_check.metrics, watched.metrics), config.trigger)
+    then = baseline(night, present)
+    if then is None:
+        return False
+    found = drift(Signs(then.metrics, watched.metrics), config.trigger)
     for each in found:
         get_run_logger().info("a new reward model is due: %s", each)
     return bool(found)
+
+
+def baseline(night: Night, present: InCharge) -> Artifact | None:
+    """What drift is measured from: the check that promoted the one in charge, else the first watch of it.
+
+    None where this iteration's is the first.
+    """
+    if present.reward_check is not None or present.reward_model is None:
+        return present.reward_check
+    campaign, model = Campaign(night.run.root, night.config.campaign), present.reward_model.id
+    named = (campaign.state(k).steps.get(CHECK) for k in campaign.iterations() if k < night.run.iteration)
+    checks = (Artifact.at(night.run.root, each) for each in named if each)
+    first = next((each for each in checks if each.manifest.inputs.get("reward_model") == model), None)
+    if first is None:
+        get_run_logger().info("%s grades without a check: signs of drift are measured from this iteration on", model)
+    return first
 
 
 def _trained_lately(night: Night) -> bool:

@@ -1,6 +1,8 @@
 """Nights on which no reward model comes of it: what is counted, what keeps the one in charge. No server, no model."""
 
 import logging
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import polars as pl
 import pytest
@@ -8,10 +10,11 @@ from graded_rollouts import committed
 
 from flows import reward_models
 from flows.config import parse_config
-from flows.reward_models import Night, refresh
+from flows.reward_models import InCharge, Night, baseline, refresh
 from flows.slow_grades import Graded
-from storage.artifacts import Artifact
-from storage.campaigns import State
+from storage.artifacts import Artifact, Outputs
+from storage.campaigns import Campaign, State
+from storage.commits import Attempt, Recipe, commit_outputs
 from storage.errors import TooFew
 from storage.records import RECORDS
 from tasks._stage import RunContext
@@ -53,6 +56,26 @@ def night(folder, *groups, reward_model=None, iteration=1, state=None, **section
     run = RunContext(root, "nights", iteration)
     known = state or State(campaign="nights", iteration=iteration - 1, **USUAL)
     return Night(known, config, run, base, Graded(rollouts, batch, grading), pairs, None)
+
+
+def test_the_first_watch_stands_for_a_check_that_there_never_was(tmp_path, caplog):
+    """Of a reward model that was promoted without one, also where another one was watched before."""
+    caplog.set_level(logging.INFO)
+    root = str(tmp_path / "root")
+    campaign, present = Campaign(root, "nights"), "reward_model/now"
+    made = night(tmp_path, HUMAN, reward_model={"when": "trigger"}, iteration=4)
+    charge = InCharge(Artifact.at(root, present), None)
+    campaign.commit(State(campaign="nights", iteration=0, **USUAL))
+    for k, watched in ((1, "reward_model/before"), (2, present), (3, present)):
+        if k == 2:
+            assert baseline(replace(made, run=replace(made.run, iteration=2)), charge) is None
+            assert "reward_model/now grades without a check: signs of drift are measured from this" in caplog.text
+        check = Artifact(root=root, stage="reward_check", fingerprint=f"k{k}")
+        recipe = Recipe(check, "reward_check", 1, {}, {"reward_model": watched}, None)
+        commit_outputs(recipe, Attempt(datetime.now(UTC), tmp_path), Outputs(metrics={"pairs": float(k)}))
+        campaign.commit(State(campaign="nights", iteration=k, steps={"reward_check": check.id}, **USUAL))
+    assert baseline(made, charge).id == "reward_check/k2"
+    assert baseline(made, InCharge(charge.reward_model, check)).id == "reward_check/k3"
 
 
 @pytest.mark.parametrize(
