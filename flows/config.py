@@ -16,7 +16,7 @@ from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
 from flows.labelling_check import check_labelling
 from flows.preferences_check import check_preferences
-from flows.reward_model_check import check_reward_model
+from flows.reward_model_check import check_reward_model, gate_warnings
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -200,7 +200,7 @@ class RunConfig(StrictConfig):
                 f"KL(policy || reference) ({WRONG_GRADIENT[update.kl.place, update.kl.estimator]}); "
                 f"{' or '.join(right)} has"
             )
-        return found
+        return found + gate_warnings(self.reward_model, self.reward_gate, self.preferences)
 
     @property
     def anchor_files(self) -> PreferenceFilesConfig | None:

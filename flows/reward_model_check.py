@@ -2,6 +2,8 @@
 
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.pair_quality.config import PairQualityConfig
+from tasks.preferences.config import PreferencesConfig
+from tasks.reward_gate.config import RewardGateConfig
 from tasks.reward_model.config import RewardModelConfig
 
 # What of `reward_model` counts for heads over frozen states too: when they are fitted, and to which pairs.
@@ -22,6 +24,17 @@ def check_reward_model(
             f"pair_quality.margins: reward_model.loss {config.loss} knows no margin; set margins: false, or loss: "
             "bradley_terry"
         )
+
+
+def gate_warnings(config: RewardModelConfig, gate: RewardGateConfig, preferences: PreferencesConfig) -> list[str]:
+    """A gate that nothing can pass."""
+    if not (config.enabled and gate.enabled) or preferences.eval_fraction:
+        return []
+    kept_out = "no reward model" if gate.first == "above_chance" else "no reward model but the first"
+    return [
+        f"preferences.eval_fraction is 0: no pair is held out, so reward_gate lets {kept_out} grade; raise it, or set "
+        "reward_gate.enabled to false"
+    ]
 
 
 def _refuse_ignored(config: RewardModelConfig) -> None:

@@ -54,3 +54,18 @@ def test_margins_of_label_quality_need_a_loss_that_knows_them(loss):
         parse_config(REST | margins, "test")
     parse_config(REST | margins | {"pair_quality": {}}, "test")
     parse_config(REST | {"pair_quality": {"margins": True}}, "test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "kept_out"),
+    [
+        ({}, "lets no reward model grade"),
+        ({"reward_gate": {"first": "always"}}, "lets no reward model but the first grade"),
+        ({"reward_gate": {"enabled": False}}, None),
+        ({"reward_model": {"enabled": False}}, None),
+        ({"preferences": {"eval_fraction": 0.2}}, None),
+    ],
+)
+def test_a_gate_that_nothing_passes_is_warned_of(sections, kept_out):
+    found = parse_config(REST | {"preferences": {"eval_fraction": 0}} | sections, "test").warnings()
+    assert [kept_out in each for each in found] == ([True] if kept_out else [])
