@@ -4,6 +4,7 @@ import pytest
 
 from flows.config import parse_config
 from flows.frozen_heads import drawn_states
+from flows.plan import reward_model_rows
 from storage.errors import InputError
 
 REST = {
@@ -69,3 +70,26 @@ def test_margins_of_label_quality_need_a_loss_that_knows_them(loss):
 def test_a_gate_that_nothing_passes_is_warned_of(sections, kept_out):
     found = parse_config(REST | {"preferences": {"eval_fraction": 0}} | sections, "test").warnings()
     assert [kept_out in each for each in found] == ([True] if kept_out else [])
+
+
+@pytest.mark.parametrize(
+    ("sections", "rows"),
+    [
+        ({}, {"kind of reward model": "lora on the base, heads 1, loss bradley_terry"}),
+        (
+            {"reward_model": {"kind": "generative", "base": "policy", "sources": ["ai"]}},
+            {"kind of reward model": "generative on the policy, loss bradley_terry, of pairs of source ai"},
+        ),
+        (
+            FROZEN | {"states": {"layers": [9, 12], "poolings": ["last"]}, "pair_quality": {"margins": True}},
+            {
+                "states": "layers [9, 12], last, of at most 20,000 + 1,000 held-out pairs",
+                "pair_quality": "the weakest 10%: flip, next 30%: smooth, margins",
+                "kind of reward model": "frozen: 5 linear heads over states",
+            },
+        ),
+        ({"reward_model": {"enabled": False}, "pair_quality": {}}, {}),
+    ],
+)
+def test_check_tells_what_makes_the_reward_model(sections, rows):
+    assert dict(reward_model_rows(parse_config(REST | sections, "test"))) == rows
