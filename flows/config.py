@@ -16,6 +16,7 @@ from flows.algorithms import ALGORITHMS, apply_algorithm, under
 from flows.history_check import check_history
 from flows.labelling_check import check_labelling
 from flows.preferences_check import check_preferences
+from flows.reward_model_check import check_reward_model, gate_warnings
 from flows.rounds_check import check_rounds
 from flows.weights_check import check_weights
 from storage.config_base import StrictConfig, unhashed
@@ -162,6 +163,7 @@ class RunConfig(StrictConfig):
         check_preferences(self.preferences, self.grading)
         check_rounds(self.rounds, self.select, self.grading)
         check_labelling(self.labelling, self.grading)
+        check_reward_model(self.reward_model, self.frozen_heads, self.pair_quality)
         return self
 
     def _check_components(self) -> None:
@@ -198,7 +200,7 @@ class RunConfig(StrictConfig):
                 f"KL(policy || reference) ({WRONG_GRADIENT[update.kl.place, update.kl.estimator]}); "
                 f"{' or '.join(right)} has"
             )
-        return found
+        return found + gate_warnings(self.reward_model, self.reward_gate, self.preferences)
 
     @property
     def anchor_files(self) -> PreferenceFilesConfig | None:

@@ -70,6 +70,7 @@ def print_plan(config: RunConfig, console: Console) -> None:
         ),
         ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
         *_labelling(config),
+        *reward_model_rows(config),
         ("reward_model", _reward_models(config, range(last + 1, target + 1))),
         ("reward_gate", _gate(config)),
         (
@@ -93,6 +94,30 @@ def _reward_models(config: RunConfig, iterations: range) -> str:
     last = Campaign(config.resolved_root(), config.campaign).last_state()
     present = short_id(last.reward_model) if last and last.reward_model else None
     return schedule(config.reward_model, iterations, present)
+
+
+def reward_model_rows(config: RunConfig) -> list[tuple[str, str]]:
+    """What a reward model is made of and by, where it isn't left out."""
+    asked, heads, quality = config.reward_model, config.frozen_heads, config.pair_quality
+    if not asked.enabled:
+        return []
+    rows = []
+    if heads is not None or quality is not None:
+        layers = "layers by its depth" if config.states.layers is None else f"layers {config.states.layers}"
+        pairs = f"of at most {asked.max_pairs:,} + {asked.max_heldout_pairs:,} held-out pairs"
+        rows.append(("states", f"{layers}, {', '.join(config.states.poolings)}, {pairs}"))
+    if quality is not None:
+        acts = f"the weakest {quality.lowest_share:.0%}: {quality.lowest}, next {quality.middle_share:.0%}: "
+        rows.append(("pair_quality", f"{acts}{quality.middle}{', margins' if quality.margins else ''}"))
+    kind = f"frozen: {heads.members} {heads.form} heads over states" if heads else _trained_kind(config)
+    sources = f", of pairs of source {', '.join(asked.sources)}" if asked.sources else ""
+    return [*rows, ("kind of reward model", f"{kind}{sources}")]
+
+
+def _trained_kind(config: RunConfig) -> str:
+    asked = config.reward_model
+    heads = f", heads {asked.members}" if asked.kind == "lora" else ""
+    return f"{asked.kind} on the {asked.base}{heads}, loss {asked.loss}"
 
 
 def _gate(config: RunConfig) -> str:

@@ -79,14 +79,15 @@ def refitted(
 
     The labels are judged in any case; the heads follow that where `quality` is configured, as in a run.
     """
-    from tasks._training.stored_pairs import stored_pairs
+    from tasks._training.stored_pairs import read_stored
     from tasks.frozen_heads.fitting import fit_heads
     from tasks.pair_quality.quality import judge_pairs
 
     preferences = Artifact.at(states.root, states.manifest.inputs["preferences"])
-    frames = preferences.read("preferences"), states.read(STATES), states.read("paired_answers")
-    judged = judge_pairs(stored_pairs(*frames), quality or PairQualityConfig(), seed=derive_seed(seed, "quality"))
-    stored = stored_pairs(*frames, smoothing=heads.smoothing)
+    judged = judge_pairs(
+        read_stored(preferences, states), quality or PairQualityConfig(), seed=derive_seed(seed, "quality")
+    )
+    stored = read_stored(preferences, states, smoothing=heads.smoothing)
     return fit_heads(stored, heads, seed=seed, quality=judged.quality if quality else None), judged
 
 

@@ -3,6 +3,7 @@
 The one in charge grades until another one passes the gate. Both are checked on the same held-out pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from flows.reward_schedule import Signs, drift
 from flows.slow_grades import Graded
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
+from storage.errors import TooFew
 from storage.fingerprints import derive_seed
 from storage.policies import base_of
 from tasks._stage import RunContext
@@ -55,11 +57,13 @@ class Night:
     pairs: Artifact
     anchors: Artifact | None
 
-    def count(self, split: str) -> int:
-        """This iteration's pairs of a split in which one answer is better."""
+    def count(self, split: str, sources: Sequence[str] | None = None) -> int:
+        """This iteration's pairs of a split in which one answer is better; of these sources alone, where named."""
         pairs = self.pairs.scan("preferences").filter(pl.col("split").cast(pl.String) == split)
         if "tie" in pairs.collect_schema():
             pairs = pairs.filter(~pl.col("tie").fill_null(False))
+        if sources is not None:
+            pairs = pairs.filter(pl.col("source").cast(pl.String).is_in(list(sources)))
         return int(pairs.select(pl.len()).collect().item())
 
 
@@ -86,12 +90,9 @@ def refresh(night: Night) -> InCharge:
     watched = _watch(night, present) if config.watch or config.when == "trigger" else None
     if not _due(night, present, watched) or not _enough(night):
         return present
-    candidate = make_reward_model(
-        night.pairs,
-        night.policy if config.base == "policy" else base_of(night.policy),
-        night.config,
-        seed=derive_seed(night.config.seed, night.run.iteration, "rm"),
-    )
+    candidate = _train(night)
+    if candidate is None:
+        return present
     first = present.reward_model is None
     check = _check(night, candidate, CHECK if first else CANDIDATE_CHECK)
     if not night.config.reward_gate.enabled:
@@ -115,6 +116,17 @@ def refresh(night: Night) -> InCharge:
     return InCharge(candidate, check) if promoted else present
 
 
+def _train(night: Night) -> Artifact | None:
+    """A newly trained one; None where fewer can train than were counted: too long, dropped, of too few prompts."""
+    base = night.policy if night.config.reward_model.base == "policy" else base_of(night.policy)
+    seed = derive_seed(night.config.seed, night.run.iteration, "rm")
+    try:
+        return make_reward_model(night.pairs, base, night.config, seed=seed)
+    except TooFew as error:
+        get_run_logger().warning("no reward model is trained: %s", error)
+        return None
+
+
 def _watch(night: Night, present: InCharge) -> Artifact | None:
     """The one in charge on this iteration's held-out pairs and rollouts: what it is worth now."""
     if present.reward_model is None:
@@ -123,7 +135,7 @@ def _watch(night: Night, present: InCharge) -> Artifact | None:
 
 
 def _check(night: Night, model: Artifact, step: str, graded_by: Artifact | None = None) -> Artifact | None:
-    """The model on this iteration's held-out pairs; None where there are none."""
+    """The model on this iteration's held-out pairs; None where there are none, or all are too long."""
     if not night.count("eval"):
         get_run_logger().warning(
             "%s isn't checked: no pair of this iteration is held out; raise preferences.eval_fraction, or draw more "
@@ -131,18 +143,22 @@ def _check(night: Night, model: Artifact, step: str, graded_by: Artifact | None 
             model.id,
         )
         return None
-    return check_reward_model(
-        reward_model=model,
-        preferences=night.pairs,
-        rollouts=night.graded.rollouts,
-        grading=night.graded.grading,
-        prompts=night.graded.batch,
-        graded_by=graded_by,
-        anchors=night.anchors,
-        config=night.config.reward_check,
-        seed=derive_seed(night.config.seed, "reward_check"),
-        step=step,
-    )
+    try:
+        return check_reward_model(
+            reward_model=model,
+            preferences=night.pairs,
+            rollouts=night.graded.rollouts,
+            grading=night.graded.grading,
+            prompts=night.graded.batch,
+            graded_by=graded_by,
+            anchors=night.anchors,
+            config=night.config.reward_check,
+            seed=derive_seed(night.config.seed, "reward_check"),
+            step=step,
+        )
+    except TooFew as error:
+        get_run_logger().warning("%s isn't checked: %s", model.id, error)
+        return None
 
 
 def _due(night: Night, present: InCharge, watched: Artifact | None) -> bool:
@@ -150,12 +166,31 @@ def _due(night: Night, present: InCharge, watched: Artifact | None) -> bool:
     config, k = night.config.reward_model, night.run.iteration
     if config.due(k, present=present.reward_model is not None):
         return True
-    if config.when != "trigger" or present.reward_check is None or watched is None or _trained_lately(night):
+    if config.when != "trigger" or watched is None or _trained_lately(night):
         return False
-    found = drift(Signs(present.reward_check.metrics, watched.metrics), config.trigger)
+    then = baseline(night, present)
+    if then is None:
+        return False
+    found = drift(Signs(then.metrics, watched.metrics), config.trigger)
     for each in found:
         get_run_logger().info("a new reward model is due: %s", each)
     return bool(found)
+
+
+def baseline(night: Night, present: InCharge) -> Artifact | None:
+    """What drift is measured from: the check that promoted the one in charge, else the first watch of it.
+
+    None where this iteration's is the first.
+    """
+    if present.reward_check is not None or present.reward_model is None:
+        return present.reward_check
+    campaign, model = Campaign(night.run.root, night.config.campaign), present.reward_model.id
+    named = (campaign.state(k).steps.get(CHECK) for k in campaign.iterations() if k < night.run.iteration)
+    checks = (Artifact.at(night.run.root, each) for each in named if each)
+    first = next((each for each in checks if each.manifest.inputs.get("reward_model") == model), None)
+    if first is None:
+        get_run_logger().info("%s grades without a check: signs of drift are measured from this iteration on", model)
+    return first
 
 
 def _trained_lately(night: Night) -> bool:
@@ -167,14 +202,16 @@ def _trained_lately(night: Night) -> bool:
 
 def _enough(night: Night) -> bool:
     """Whether there are pairs to train on; a night with too few keeps the reward model that there is."""
-    training = int(night.pairs.metrics["pairs"] - night.pairs.metrics["eval_pairs"])
-    if training >= night.config.reward_model.min_pairs:
+    config = night.config.reward_model
+    training = night.count("train", config.sources)
+    if training >= config.min_pairs:
         return True
     get_run_logger().warning(
-        "no reward model is trained: %d training pairs, reward_model.min_pairs is %d; lower it or "
+        "no reward model is trained: %d training pairs%s that aren't ties, reward_model.min_pairs is %d; lower it or "
         "preferences.min_margin, or draw more prompts",
         training,
-        night.config.reward_model.min_pairs,
+        f" of source {', '.join(config.sources)}" if config.sources else "",
+        config.min_pairs,
     )
     return False
 

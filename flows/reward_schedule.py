@@ -27,8 +27,9 @@ class Signs:
 
 
 def uncertainty_grew(signs: Signs, config: TriggerConfig) -> str | None:
-    """The members disagree more on fresh rollouts than they did on the answers of the check."""
-    known = signs.values("uncertainty_mean", "fresh_uncertainty_mean")
+    """The members disagree more on fresh rollouts than on those of then; old checks know of held-out pairs alone."""
+    fresh = "fresh_uncertainty_mean"
+    known = signs.values(fresh if fresh in signs.then else "uncertainty_mean", fresh)
     if known is None or not known[0] or known[1] <= config.uncertainty_ratio * known[0]:
         return None
     return (

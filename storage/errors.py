@@ -9,6 +9,10 @@ class InputError(PosttrainError):
     """Configuration or data is wrong: trying again can't help, editing it can. Never retried."""
 
 
+class TooFew(InputError):
+    """Too little data as yet: whoever has another way, such as keeping a model that is there, may take it."""
+
+
 class CorruptArtifact(InputError):
     """A stored file doesn't hold what its manifest says."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Shaped
 
+from storage.artifacts import Artifact
 from storage.errors import InputError
 from tasks._maths.linear_preferences import Labels
 from tasks._maths.pair_quality import DROP, FLIP, KEEP
@@ -53,6 +54,13 @@ def stored_pairs(
     _, clusters = np.unique(rows["cluster_id"].to_list(), return_inverse=True)
     pairs = PairedAnswers(_matrix(states), first, second, clusters, labels)
     return StoredPairs(rows["pair_id"].to_numpy(), (rows["split"] == "eval").to_numpy(), pairs)
+
+
+def read_stored(preferences: Artifact, states: Artifact, *, smoothing: float = 0.0) -> StoredPairs:
+    """The pairs that the states were read of, which may be a sample."""
+    paired = states.read("paired_answers")
+    pairs = preferences.read("preferences").join(paired, on="pair_id", how="semi", maintain_order="left")
+    return stored_pairs(pairs, states.read("states"), paired, smoothing=smoothing)
 
 
 def with_quality(stored: StoredPairs, quality: pl.DataFrame) -> StoredPairs:

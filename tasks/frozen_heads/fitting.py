@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from storage.errors import InputError
+from storage.errors import TooFew
 from storage.fingerprints import derive_seed
 from storage.records import CrossValidation, LearningPoint
 from tasks._maths.frozen_heads import Arrays, FrozenHeads, standardised_heads
@@ -41,11 +41,11 @@ def fit_heads(
     curve take them as they are, else they would agree with themselves: the held-out pairs tell what quality gained.
     Both use training pairs only, without ties, and need a cluster for each fold; with fewer they are left out.
 
-    Raises `InputError` when fewer than two pairs can train.
+    Raises `TooFew` when fewer than two pairs can train.
     """
     training = (stored if quality is None else with_quality(stored, quality)).training
     if len(training) < FEWEST_PAIRS:
-        raise InputError(
+        raise TooFew(
             f"{len(training)} preference pairs to train on, expected at least {FEWEST_PAIRS}: collect more, or hold "
             "fewer out"
         )

@@ -24,16 +24,11 @@ def fit_frozen(
     """
     from tasks._training.frozen import save_frozen
     from tasks._training.states import StatesSpec
-    from tasks._training.stored_pairs import stored_pairs
+    from tasks._training.stored_pairs import read_stored
     from tasks.frozen_heads.fitting import fit_heads
     from tasks.frozen_heads.picture import draw_curve
 
-    stored = stored_pairs(
-        preferences.read("preferences"),
-        states.read("states"),
-        states.read("paired_answers"),
-        smoothing=config.smoothing,
-    )
+    stored = read_stored(preferences, states, smoothing=config.smoothing)
     fitted = fit_heads(stored, config, seed=seed, quality=quality.read("pair_quality") if quality else None)
     facts = states.manifest.facts
     files = save_frozen(fitted.heads, StatesSpec.from_json(facts["states"]), context.scratch / "reward_model")

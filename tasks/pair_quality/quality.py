@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from storage.errors import InputError
+from storage.errors import TooFew
 from storage.fingerprints import derive_seed
 from storage.records import PairQuality, StrengthDecile
 from tasks._maths.pair_quality import Quality, Rules, deciles, judge
@@ -29,13 +29,13 @@ class JudgedPairs:
 def judge_pairs(stored: StoredPairs, config: PairQualityConfig, *, seed: int) -> JudgedPairs:
     """The strength of every training pair by models that never saw its prompt. Ties are left as they are.
 
-    With fewer clusters of prompts than `folds` there is a fold for each. Raises `InputError` for fewer than two.
+    With fewer clusters of prompts than `folds` there is a fold for each. Raises `TooFew` for fewer than two.
     """
     chosen = ~stored.held_out & (stored.pairs.labels.targets != TIE)
     pairs, ids = stored.pairs.of(chosen), stored.pair_ids[chosen]
     folds = min(config.folds, len(np.unique(pairs.clusters)))
     if folds < FEWEST_FOLDS:
-        raise InputError(
+        raise TooFew(
             f"{folds} clusters of prompts among the training pairs, expected at least {FEWEST_FOLDS}: each is judged "
             "by models that learned from the others. Collect more prompts, or leave pair_quality out"
         )

@@ -45,14 +45,18 @@ class RewardModels:
 
 
 def reward_models(steps: Steps, gold: str = "") -> RewardModels:
-    """Everything that the history has of it. `gold`: the grader that stands for people; none: the held-out score."""
+    """Everything that the history has of it. `gold`: the grader that stands for people; none: the held-out score.
+
+    A first one that its gate refused is a candidate like any other, though its check stands where one in charge has it.
+    """
     found = [
         (k, step, made[step]) for k, made in steps.items() for step in CHECKS if step in made and _checks(made[step])
     ]
+    refused = {(each["iteration"], each["candidate"]) for each in verdicts(steps) if not each["promoted"]}
     checks: list[dict[str, Any]] = [
-        {"iteration": k, "candidate": step == CHECKS[0], "model": made.manifest.inputs.get("reward_model", "")}
-        | made.metrics
+        {"iteration": k, "candidate": step == CHECKS[0] or (k, model) in refused, "model": model} | made.metrics
         for k, step, made in found
+        for model in (made.manifest.inputs.get(REWARD_MODEL, ""),)
     ]
     details: dict[str, list[dict[str, Any]]] = {name: [] for name in DETAILS}
     for row in found[-1][2].read("gap").to_dicts() if found else []:

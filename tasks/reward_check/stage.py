@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from storage.artifacts import Artifact, Outputs
-from storage.errors import InputError
+from storage.errors import InputError, TooFew
 from storage.fingerprints import derive_seed
 from storage.policies import base_of, resolve_policy
 from tasks._maths.ensembles import aggregate
@@ -40,18 +40,18 @@ def check_reward_model(
 
     `rollouts` with their `grading`: fresh answers. `anchors`: preferences whose order is agreed on, of either split.
     `prompts`: a pool or batch that knows the prompts' domains. `graded_by`: the check whose calibration graded so far,
-    for the gap of what was graded. Raises `InputError` where no pair is held out.
+    for the gap of what was graded. Raises `TooFew` where no pair is held out, or all are too long.
     """
     files = resolve_policy(base_of(reward_model))
     scorer = Scorer(reward_model.files_folder(), files.weights, files.base)
     domains = _domains(prompts)
     pairs = held_out_pairs(preferences.scan("preferences").filter(pl.col("split") == "eval").collect())
     if pairs.is_empty():
-        raise InputError(
+        raise TooFew(
             f"{preferences.id}: no pair of split eval to check {reward_model.id} on; raise preferences.eval_fraction, "
             "or draw more prompts"
         )
-    held = _scored(pairs, scorer, config, domains, seed, context)
+    held = _scored(pairs, scorer, config, domains, seed, context, TooFew)
     agreed = None
     if anchors is not None:
         rows = held_out_pairs(anchors.read("preferences"))
@@ -90,12 +90,13 @@ def _scored(
     domains: Mapping[str, str],
     seed: int,
     context: StageContext,
+    none_left: type[InputError] = InputError,
 ) -> HeldOut:
     scored = score_pairs(pairs, scorer, config, seed=seed)
     if scored.too_long:
         context.log.warning("reward_check: %d pairs are longer than max_tokens and left out", scored.too_long)
     if scored.pairs.is_empty():
-        raise InputError(
+        raise none_left(
             f"every one of the {len(pairs)} pairs is longer than reward_check.max_tokens ({config.max_tokens}); "
             "raise it"
         )

@@ -18,7 +18,7 @@ class TriggerConfig(StrictConfig):
     """
 
     uncertainty_ratio: float = Field(
-        1.5, gt=1, description="mean uncertainty of this iteration's rollouts, over that of the check's answers"
+        1.5, gt=1, description="mean uncertainty of this iteration's rollouts, over that of the rollouts of then"
     )
     gap_ratio: float = Field(1.1, ge=1, description="mean absolute gap to people's scores now, over that of the check")
     accuracy_drop: float = Field(0.03, gt=0, lt=1, description="fall of the accuracy on the newest held-out pairs")

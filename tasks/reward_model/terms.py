@@ -3,6 +3,7 @@
 import polars as pl
 
 from storage.errors import InputError
+from tasks._training.drawn_pairs import of_sources
 from tasks.reward_model.config import RewardModelConfig
 
 STRONGEST = 0.95  # the quantile of a source's strengths that has the whole margin: the largest may be an accident
@@ -17,7 +18,7 @@ def with_terms(preferences: pl.DataFrame, quality: pl.DataFrame | None, config: 
     training pairs, and adds its margins and its smoothing; held-out pairs stay as they are. Raises `InputError` where
     the loss can't take them.
     """
-    chosen = preferences if config.sources is None else preferences.filter(pl.col("source").is_in(config.sources))
+    chosen = of_sources(preferences, config.sources)
     tie = pl.col("tie").fill_null(False) if "tie" in chosen.columns else pl.lit(False)  # a column that came later
     strength = pl.col("strength").fill_null(0.0)
     strongest = strength.quantile(STRONGEST).over("source")

@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from storage.errors import InputError
+from storage.errors import TooFew
 from storage.fingerprints import derive_seed
 from tasks._devices import choose_device
 from tasks._engines.chat import load_tokenizer
 from tasks._training.batching import microbatch_tokens
+from tasks._training.drawn_pairs import drawn, of_sources
 from tasks._training.heads import (
     HeadDescription,
     ScoringModel,
@@ -63,12 +64,12 @@ def train_reward_model(
 
     The adapter comes on top of the weights in `base`, or of those with a policy's adapter `policy`; `quality` is a
     `PairQuality` frame. Scores are saved with their mean and deviation over training answers. A killed training called
-    again with the same scratch folder resumes. Raises `InputError` when fewer than `min_pairs` pairs can train, and
+    again with the same scratch folder resumes. Raises `TooFew` when fewer than `min_pairs` pairs can train, and
     when absolute scores are asked for and there are none.
     """
     tokenizer, device = load_tokenizer(base), choose_device(config.device)
     question = ask_in(tokenizer, config.question) if config.kind == "generative" else None
-    read = _read_pairs(with_terms(preferences, quality, config), tokenizer, question, config, seed)
+    read = _read_pairs(draw_pairs(preferences, quality, config, seed), tokenizer, question, config, seed)
     description = _description(tokenizer, question, config)
     model = _fresh(base, description, question, config, seed, device, policy)
     numbers = LossNumbers(config, read.tie_share).to(device)
@@ -109,20 +110,34 @@ class _Read:
         return sum(pair.tie for pair in self.training) / len(self.training)
 
 
+def draw_pairs(
+    preferences: pl.DataFrame, quality: pl.DataFrame | None, config: RewardModelConfig, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The pairs that train and the held-out ones, `with_terms`, each in an order drawn by seed.
+
+    They are drawn before `quality` drops any: those that it judged are the same.
+    """
+    framed, pairs = with_terms(preferences, quality, config), of_sources(preferences, config.sources)
+    limits = {"train": config.max_pairs, "eval": config.max_heldout_pairs}
+    ids = [drawn(pairs, split, limit, seed).select("pair_id") for split, limit in limits.items()]
+    training, heldout = (each.join(framed, on="pair_id", maintain_order="left") for each in ids)
+    return training, heldout
+
+
 def _read_pairs(
-    framed: pl.DataFrame, tokenizer: Any, question: Question | None, config: RewardModelConfig, seed: int
+    sampled: tuple[pl.DataFrame, pl.DataFrame],
+    tokenizer: Any,
+    question: Question | None,
+    config: RewardModelConfig,
+    seed: int,
 ) -> _Read:
-    """The pairs that train and the held-out ones. Raises `InputError` for too few."""
+    """The pairs that train and the held-out ones. Raises `TooFew` for too few."""
     suffix = question.token_ids if question else ()
-    sampled = [
-        _sampled(framed, split, limit, seed)
-        for split, limit in (("train", config.max_pairs), ("eval", config.max_heldout_pairs))
-    ]
     training, heldout = (
         tokenize_pairs(frame, tokenizer, tokenizer.eos_token_id, config.max_tokens, suffix) for frame in sampled
     )
     if len(training) < config.min_pairs:
-        raise InputError(
+        raise TooFew(
             f"{len(training)} preference pairs to train on, expected at least {config.min_pairs} (min_pairs): "
             "collect more, or train the reward model in a later iteration"
         )
@@ -138,7 +153,7 @@ def _human_scale(pairs: list[Pair]) -> tuple[float, float]:
     scores = np.array([pair.human for pair in pairs])
     known = scores[~np.isnan(scores)]
     if len(np.unique(known)) < 2:
-        raise InputError(
+        raise TooFew(
             f"regression_weight is set, and the {len(pairs)} training pairs hold {len(known)} absolute scores of "
             "people (human_score_chosen, human_score_rejected), none that differ: import some, or set it to 0"
         )
@@ -196,13 +211,6 @@ def fit(
         f"loss.{name}": parameter for name, parameter in trainable_parameters(numbers).items()
     }
     return train(parameters, work, optimizer, surroundings)
-
-
-def _sampled(preferences: pl.DataFrame, split: str, limit: int, seed: int) -> pl.DataFrame:
-    """The pairs of a split, in an order drawn by seed, `limit` at most."""
-    found = preferences.filter(pl.col("split") == split).sort("pair_id")
-    order = np.random.default_rng(derive_seed(seed, "sample", split)).permutation(len(found))[:limit]
-    return found[order.tolist()]
 
 
 def _score_pairs(model: ScoringModel, pairs: list[Pair], config: RewardModelConfig) -> PairScores:

@@ -43,3 +43,13 @@ class StatesConfig(StrictConfig):
         if len(set(self.poolings)) < len(self.poolings) or len(set(self.layers or [])) < len(self.layers or []):
             raise ValueError("a layer or a pooling is named twice")
         return self
+
+
+class DrawnStatesConfig(StatesConfig):
+    """And of which pairs: what the section of the reward model says, the flow fills in."""
+
+    sources: tuple[str, ...] | None = Field(None, description="read pairs of these sources alone; none: all")
+    max_pairs: int | None = Field(None, ge=2, description="more pairs to train on are sampled down, by seed; none: all")
+    max_heldout_pairs: int | None = Field(
+        None, ge=1, description="more held-out pairs are sampled down, by seed; none: all"
+    )

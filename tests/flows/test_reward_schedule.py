@@ -101,6 +101,13 @@ def test_signs_of_drift(now, said):
     assert [next(name for name in ("uncertainty", "gap", "accuracy") if name in each) for each in found] == said
 
 
+@pytest.mark.parametrize(("fresh", "said"), [(0.9, 0), (1.2, 0), (1.21, 1)])
+def test_uncertainty_of_rollouts_is_compared_with_that_of_rollouts(fresh, said):
+    """Answers of files may be surer or less sure than any rollout was: they say nothing of a drift."""
+    then = THEN | {"fresh_uncertainty_mean": 0.8}
+    assert len(drift(Signs(then, THEN | {"fresh_uncertainty_mean": fresh}), TriggerConfig())) == said
+
+
 def test_no_sign_without_something_to_compare_with():
     fresh = {"fresh_uncertainty_mean": 9.0}
     assert drift(Signs({}, THEN | fresh), TriggerConfig()) == drift(Signs(THEN, {}), TriggerConfig()) == []

@@ -11,19 +11,21 @@ from frozen_pairs import known_pairs
 from graded_rollouts import committed, context
 
 from storage.artifacts import Artifact
-from storage.errors import InputError
+from storage.errors import InputError, TooFew
 from storage.policies import register_base
 from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
 from tasks._training.frozen import load_frozen, save_frozen, score_frozen
 from tasks._training.states import StatesSpec
-from tasks._training.stored_pairs import StoredPairs, stored_pairs, with_quality
+from tasks._training.stored_pairs import StoredPairs, read_stored, stored_pairs, with_quality
 from tasks.frozen_heads.config import FrozenHeadsConfig
 from tasks.frozen_heads.fitting import fit_heads
 from tasks.frozen_heads.stage import fit_frozen
 from tasks.pair_quality.config import PairQualityConfig
 from tasks.pair_quality.stage import judge_quality
-from tasks.states.config import StatesConfig
+from tasks.reward_model.config import RewardModelConfig
+from tasks.reward_model.train import draw_pairs
+from tasks.states.config import DrawnStatesConfig
 from tasks.states.stage import read_answers
 
 SCHEMA = RECORDS["preferences"].create_empty().schema
@@ -113,7 +115,7 @@ def test_few_clusters_have_no_cross_validation():
     found = fit_heads(pairs, CONFIG, seed=0)
     assert len(found.cross_validation) == len(found.learning_curve) == 0 and found.curve is None
     assert "heldout_accuracy" not in found.metrics
-    with pytest.raises(InputError, match="1 preference pairs to train on, expected at least 2"):
+    with pytest.raises(TooFew, match="1 preference pairs to train on, expected at least 2"):
         fit_heads(stored(1, held_out=0)[0], CONFIG, seed=0)
 
 
@@ -143,7 +145,7 @@ def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("frozen")
     base = register_base(str(folder / "root"), str(tiny_model))
     pairs = committed(folder, "preferences", preferences=preferences())
-    config = StatesConfig(layers=[1, 2], dtype="float32", device="cpu")
+    config = DrawnStatesConfig(layers=[1, 2], dtype="float32", device="cpu")
     read = read_answers.function(preferences=pairs, base=base, config=config, context=context(folder))
     states = committed(folder, "states", facts=read.facts, **read.tables)
     quality = PairQualityConfig(ridges=[0.1], members=2)
@@ -218,6 +220,26 @@ def test_ties_pull_together_and_do_not_measure(made):
     found = stored_pairs(tied, *frames[1:])
     assert len(found.heldout) == 19  # p000 is held out
     assert found.pairs.labels.targets[found.pair_ids == "p010"] == 0.5
+
+
+def test_states_are_read_of_the_pairs_that_train(made, tmp_path):
+    """Those of the sources, sampled down by seed: the same that a training draws, less what label quality drops."""
+    frame = made["preferences"].read("preferences")
+    source = pl.when(pl.int_range(pl.len()) % 4 < 3).then(pl.lit("human")).otherwise(pl.lit("ai"))
+    pairs = committed(tmp_path, "preferences", preferences=frame.with_columns(source.alias("source")).cast(SCHEMA))
+    limits = {"sources": ("human",), "max_pairs": 12, "max_heldout_pairs": 5}
+    config = DrawnStatesConfig(layers=[1], poolings=["last"], dtype="float32", device="cpu", **limits)
+    read = read_answers.function(preferences=pairs, base=made["base"], config=config, seed=3, context=context(tmp_path))
+    stored = read_stored(pairs, committed(tmp_path, "states", facts=read.facts, **read.tables))
+    assert (len(stored.training), len(stored.held_out) - len(stored.training)) == (12, 5)
+    assert read.metrics["answers"] <= 34 and read.facts["base"] == made["base"].id
+    quality = pl.DataFrame({"pair_id": stored.pair_ids[~stored.held_out][:2], "action": "drop"})
+    quality = quality.with_columns(smoothing=pl.lit(0.0), margin=pl.lit(0.0))
+    for judged, dropped in ((None, 0), (quality, 2)):
+        drawn = draw_pairs(pairs.read("preferences"), judged, RewardModelConfig(**limits), 3)
+        assert [len(each) for each in drawn] == [12 - dropped, 5]
+        assert set(pl.concat(drawn)["pair_id"]) <= set(stored.pair_ids)
+        assert set(pl.concat(drawn)["source"]) == {"human"}
 
 
 def test_pairs_without_states_are_named(made):

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from frozen_pairs import known_pairs
 
-from storage.errors import InputError
+from storage.errors import TooFew
 from storage.records import RECORDS
 from tasks._maths.learning_curve import CurveFit, PowerLaw, fit_curve, fit_power_law
 from tasks._maths.pair_quality import Rules, deciles, judge
@@ -83,7 +83,7 @@ def test_members_weigh_whole_clusters():
 
 def test_too_few_prompts_to_judge_by_others():
     pairs, _, _ = known_pairs(4, per_prompt=4)
-    with pytest.raises(InputError, match="1 clusters of prompts among the training pairs, expected at least 2"):
+    with pytest.raises(TooFew, match="1 clusters of prompts among the training pairs, expected at least 2"):
         judge_pairs(stored(pairs), CONFIG, seed=0)
 
 

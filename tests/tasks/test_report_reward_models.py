@@ -222,6 +222,20 @@ def test_the_gate_s_reasons_are_gathered(history, tmp_path):
     assert not verdict["promoted"] and verdict["why"] == "gap: 0.4 after 0.2"
 
 
+@pytest.mark.parametrize("promoted", [0.0, 1.0])
+def test_a_first_one_that_was_refused_was_never_in_charge(history, tmp_path, promoted):
+    """Its check is no candidate's by its step, as nothing was there to be checked beside it."""
+    gate = commit(
+        tmp_path,
+        1,
+        "reward_gate",
+        Outputs(metrics={"promoted": promoted}, facts={"why": "accuracy"}, gate=RECORDS["gate"].create_empty()),
+        inputs={"candidate": "reward_model/old"},
+    )
+    checks = gather({**history, "00001.reward_gate": gate}, ReportConfig()).honesty.checks
+    assert [(row["iteration"], row["candidate"]) for row in checks[:2]] == [(1, not promoted), (5, False)]
+
+
 def test_images(content):
     drawn = Figure(), Figure()
     assert draw_checks(drawn[0], content.honesty) and draw_overoptimisation(drawn[1], content.honesty)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from graded_rollouts import batch_rows, committed, context, rollout_rows
 
-from storage.errors import InputError
+from storage.errors import InputError, TooFew
 from storage.policies import register_base
 from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
@@ -124,7 +124,7 @@ def test_without_held_out_pairs_it_says_what_to_do(made, tmp_path):
 
 
 def test_pairs_that_are_too_long_are_said(made, tmp_path):
-    with pytest.raises(InputError, match=r"every one of the 60 pairs is longer than reward_check.max_tokens \(8\)"):
+    with pytest.raises(TooFew, match=r"every one of the 60 pairs is longer than reward_check.max_tokens \(8\)"):
         check(made, tmp_path, CONFIG.model_copy(update={"max_tokens": 8}))
 
 

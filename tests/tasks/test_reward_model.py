@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_preferences import CONFIG, preferences, train
 
-from storage.errors import InputError
+from storage.errors import InputError, TooFew
 from storage.records import RECORDS
 from tasks._engines.chat import load_tokenizer, render
 from tasks._training.heads import DESCRIPTION, HEAD_WEIGHTS
@@ -89,7 +89,7 @@ def test_the_order_of_the_rows_changes_nothing(tiny_model, tmp_path):
 
 
 def test_too_few_pairs_are_an_error_that_says_how_many(tiny_model, tmp_path):
-    with pytest.raises(InputError, match=r"12 preference pairs.*at least 16 \(min_pairs\)"):
+    with pytest.raises(TooFew, match=r"12 preference pairs.*at least 16 \(min_pairs\)"):
         train(preferences(16), tiny_model, tmp_path)
 
 
