@@ -9,6 +9,7 @@ from command import invoke as run_command
 from label_queues import CAMPAIGN, open_queue
 
 from flows.label_command import register
+from flows.labelling.label_studio import annotations_of
 from storage.artifacts import Artifact
 from storage.errors import InputError
 from storage.labels import LabelQueues
@@ -117,6 +118,33 @@ def test_what_cannot_be_imported_is_named_and_nothing_is_stored(filled, tmp_path
     with pytest.raises(InputError, match=message):
         invoke(CAMPAIGN, "--root", root, "--import-label-studio", str(path))
     assert LabelQueues(root, CAMPAIGN).labels_of(opened.queue).standing() == before
+
+
+def rated(rating=3, **more):
+    """A task's annotation of Label Studio with a score."""
+    score = {"value": {"rating": rating}, "from_name": "score1", "to_name": "text1", "type": "rating"}
+    side = {"value": {"selected": "left"}, "from_name": "pw", "to_name": "pw", "type": "pairwise"}
+    return {"completed_by": 7, "created_at": "2026-02-03T04:05:06Z", "result": [side, score], **more}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (rated(9), r"score1: expected 1 to 5 .*, found 9; give the Rating maxRating=\"5\""),
+        (rated(0), "score1: expected 1 to 5"),
+        (rated(float("nan")), "score1: expected 1 to 5"),
+        (rated("good"), "score1: Input should be a valid number, found 'good'"),
+        (rated("3"), "score1: Input should be a valid number, found '3'"),
+        (rated(lead_time=-1.0), "lead_time: Input should be greater than or equal to 0, found -1.0"),
+        (rated(lead_time=float("inf")), "lead_time: expected seconds, found inf"),
+        (rated(result=["left"]), "expected a result that is a list of objects"),
+        ("left", "expected a result that is a list of objects"),
+    ],
+)
+def test_every_annotation_is_looked_at_before_one_is_taken(bad, message):
+    tasks = [{"data": {"item_id": name}, "annotations": [rated(), each]} for name, each in (("a", rated()), ("b", bad))]
+    with pytest.raises(InputError, match=f"file: task 2, annotation 2: {message}"):
+        annotations_of(json.dumps(tasks), "file", 5)
 
 
 def test_what_the_command_refuses(filled, tmp_path):
