@@ -25,10 +25,11 @@ FIELDS = {"first_score": SCORES[0], "second_score": SCORES[1], "seconds": "lead_
 
 
 class Annotation(NamedTuple):
-    """One annotation of a file: what to store (its id is given then), and where it stood."""
+    """One annotation of a file: what to store (its id is given then), where it stood, and of which label it tells."""
 
     where: str
     label: Label
+    exported: frozenset[str] = frozenset()
 
 
 def tasks_of(queue: pl.DataFrame, labels: Sequence[Label]) -> list[dict[str, Any]]:
@@ -74,7 +75,9 @@ def annotations_of(content: str, where: str, max_score: int) -> list[Annotation]
 def import_annotations(found: Sequence[Annotation], queue: pl.DataFrame, labels: QueueLabels) -> tuple[int, int]:
     """Store annotations as labels: how many are new, and how many stood already.
 
-    All are looked at before any is stored. Raises `InputError` for one of a pair that isn't in the queue.
+    What this queue exported and nobody changed there is no label of whoever brought it back, nor is it said again
+    where it was withdrawn since. All are looked at before any is stored. Raises `InputError` for one of a pair that
+    isn't in the queue.
     """
     known = set(queue["item_id"])
     strangers = [each for each in found if each.label.item_id not in known]
@@ -83,8 +86,19 @@ def import_annotations(found: Sequence[Annotation], queue: pl.DataFrame, labels:
             f"{strangers[0].where}: its pair isn't in this queue, and those of {len(strangers) - 1} other annotations "
             "neither. Import into the campaign and iteration that the tasks were exported from (--iteration)"
         )
-    stored = [labels.add(**each.label.model_dump(exclude={"label_id"}))[1] for each in found]
-    return sum(stored), len(stored) - sum(stored)
+    others = [each for each in found if not _is_own(each, labels)]
+    stored = [labels.add(**each.label.model_dump(exclude={"label_id"}))[1] for each in others]
+    return sum(stored), len(found) - sum(stored)
+
+
+def _is_own(annotation: Annotation, labels: QueueLabels) -> bool:
+    """Whether this queue has the very label that the annotation was exported from."""
+    known = [labels.find(label_id) for label_id in annotation.exported]
+    return any(label is not None and _what(label) == _what(annotation.label) for label in known)
+
+
+def _what(label: Label) -> tuple[Any, ...]:
+    return label.choice, label.first_score, label.second_score, label.comment.strip()
 
 
 def _annotation(label: Label) -> dict[str, Any]:
@@ -99,8 +113,11 @@ def _annotation(label: Label) -> dict[str, Any]:
             for name, text, score in zip(SCORES, ANSWERS, (label.first_score, label.second_score), strict=True)
         ),
     ]
+    # Label Studio drops fields of an annotation that it doesn't know, and gives it to whoever imports it. It keeps the
+    # ids of the results.
     return {
-        "result": [result for result in results if result is not None],
+        "label_id": label.label_id,
+        "result": [{"id": f"{label.label_id}-{each['from_name']}", **each} for each in results if each is not None],
         "was_cancelled": label.choice == "skip",
         "completed_by": {"email": label.annotator},
         "created_at": label.labelled_at.isoformat(),
@@ -123,7 +140,9 @@ def _of_task(task: Any, where: str, max_score: int) -> Iterator[Annotation]:
         results = annotation.get("result") or [] if isinstance(annotation, Mapping) else None
         if not isinstance(results, list) or not all(_is_result(each) for each in results):
             raise InputError(f"{place}: expected a result that is a list of objects with type and value")
-        yield Annotation(where, _label({"item_id": str(item_id), **_fields(annotation, place)}, place, max_score))
+        label = _label({"item_id": str(item_id), **_fields(annotation, place)}, place, max_score)
+        names = [str(each.get("id", "")).partition("-")[0] for each in results]
+        yield Annotation(where, label, frozenset([str(annotation.get("label_id", "")), *names]))
 
 
 def _is_result(result: Any) -> bool:
