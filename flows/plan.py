@@ -70,7 +70,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
         ),
         ("filtering", ", ".join(rule.rule for rule in config.filtering.rules) + f"; {config.filtering.advantage}"),
         *_labelling(config),
-        ("reward_model", _reward_models(config, range(last + 1, target + 1))),
+        *before_training(config),
+        ("reward_model", reward_models(config, range(last + 1, target + 1))),
         ("reward_gate", _gate(config)),
         (
             "policy_update",
@@ -88,11 +89,39 @@ def print_plan(config: RunConfig, console: Console) -> None:
     print_budget_of(config, max(target, 1) * rollouts, console)
 
 
-def _reward_models(config: RunConfig, iterations: range) -> str:
+def reward_models(config: RunConfig, iterations: range) -> str:
     """When the reward models of these iterations are trained, by the state that the campaign is in."""
     last = Campaign(config.resolved_root(), config.campaign).last_state()
     present = short_id(last.reward_model) if last and last.reward_model else None
-    return schedule(config.reward_model, iterations, present)
+    planned = schedule(config.reward_model, iterations, present)
+    return f"{planned}; {_kind(config)}" if config.reward_model.enabled else planned
+
+
+def _kind(config: RunConfig) -> str:
+    """What a newly trained one is."""
+    heads, model = config.frozen_heads, config.reward_model
+    if heads is not None:
+        return f"{heads.members} {heads.form} heads over frozen states"
+    on = "the policy" if model.base == "policy" else "the base"
+    if model.kind == "generative":
+        return f"a generative judge: LoRA on {on}, {model.loss}"
+    return f"LoRA on {on} with {model.members} {model.head} {'head' if model.members == 1 else 'heads'}, {model.loss}"
+
+
+def before_training(config: RunConfig) -> list[tuple[str, str]]:
+    """What is made of the pairs whenever a reward model is trained, before it is."""
+    quality, states, rows = config.pair_quality, config.states, []
+    if not config.reward_model.enabled:
+        return []
+    if quality is not None or config.frozen_heads is not None:
+        layers = ", ".join(map(str, states.layers)) if states.layers else "about six"
+        rows.append(("states", f"of both answers of every pair: layers {layers}; {', '.join(states.poolings)}"))
+    if quality is not None:
+        shares = (
+            f"weakest {quality.lowest_share:.0%} {quality.lowest}, next {quality.middle_share:.0%} {quality.middle}"
+        )
+        rows.append(("pair_quality", f"{quality.members * quality.repeats} models judge the labels: {shares}"))
+    return rows
 
 
 def _gate(config: RunConfig) -> str:
