@@ -143,5 +143,6 @@ def _import(path: Path, frame: pl.DataFrame, queues: LabelQueues, opened: OpenQu
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    new, there = import_annotations(annotations_of(content, str(path)), frame, queues.labels_of(opened.queue))
+    found = annotations_of(content, str(path), opened.max_score)
+    new, there = import_annotations(found, frame, queues.labels_of(opened.queue))
     Console().print(f"{path}: {new} labels stored, {there} stood already", highlight=False, soft_wrap=True)

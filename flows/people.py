@@ -48,8 +48,9 @@ def ask_people(state: State, config: RunConfig, run: RunContext, graded: Graded)
         "config": COLLECT,
         "campaign": config.campaign,
     }
+    _open(queue, config, run)
     if not collect_labels.artifact(run.root, **arguments).exists():
-        _open(queue, config, run)
+        _wait(queue, config, run)
     return collect_labels(**arguments, step=LABELS)
 
 
@@ -65,6 +66,11 @@ def _open(queue: Artifact, config: RunConfig, run: RunContext) -> None:
             opened_at=datetime.now(UTC),
         )
     )
+
+
+def _wait(queue: Artifact, config: RunConfig, run: RunContext) -> None:
+    assert config.labelling is not None
+    asked = config.labelling
     wanted = math.ceil(queue.metrics["items"] * asked.labels_per_item * asked.wait_for)
     if not wanted:
         return

@@ -5,6 +5,7 @@
 `<label_id>.withdrawn.json` beside it takes it back. Nothing is ever changed or removed.
 """
 
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
@@ -61,7 +62,7 @@ class OpenQueue(BaseModel):
 
 
 class QueueLabels:
-    """The labels of one queue, read as they come. Several processes may add to them at once.
+    """The labels of one queue, read as they come. Several processes and threads may add to them at once.
 
     An annotator has at most one standing label per item, whoever writes it: its id is made of queue, item, annotator
     and the number of labels before it that were withdrawn, and of two writers of one id one wins.
@@ -69,30 +70,40 @@ class QueueLabels:
 
     def __init__(self, root: str, campaign: str, queue: str) -> None:
         self.queue = queue
+        self.campaign = campaign
         self._store = open_store(root)
         self._folder = f"campaigns/{campaign}/labels/{queue}"
         self._labels: dict[str, Label] = {}
         self._withdrawn: set[str] = set()
+        # Of the two above, never held while the store is asked.
+        self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Read the labels and withdrawals that came since the last time. Raises `CorruptArtifact` for a damaged one."""
         names = [name for name in self._store.names(self._folder) if not name.startswith(".")]
-        self._withdrawn |= {name.removesuffix(WITHDRAWN) for name in names if name.endswith(WITHDRAWN)}
-        known = {f"{label_id}.json" for label_id in self._labels}
+        with self._lock:
+            self._withdrawn |= {name.removesuffix(WITHDRAWN) for name in names if name.endswith(WITHDRAWN)}
+            known = {f"{label_id}.json" for label_id in self._labels}
         for name in names:
             if name not in known and not name.endswith(WITHDRAWN):
-                label = read_document(self._store, f"{self._folder}/{name}", Label)
-                self._labels[label.label_id] = label
+                self._know(read_document(self._store, f"{self._folder}/{name}", Label))
 
     def standing(self) -> list[Label]:
         """The labels that weren't withdrawn, oldest first, as of the last `refresh` and what was added here since."""
-        found = [label for key, label in list(self._labels.items()) if key not in self._withdrawn]
+        with self._lock:
+            found = [label for key, label in self._labels.items() if key not in self._withdrawn]
         return sorted(found, key=lambda label: (label.labelled_at, label.label_id))
 
     @property
     def withdrawn(self) -> frozenset[str]:
         """Ids of the labels that were taken back, as of the last `refresh`."""
-        return frozenset(self._withdrawn)
+        with self._lock:
+            return frozenset(self._withdrawn)
+
+    def find(self, label_id: str) -> Label | None:
+        """The label of this id, standing or withdrawn, as of the last `refresh`; None where this queue has none."""
+        with self._lock:
+            return self._labels.get(label_id)
 
     def add(self, item_id: str, annotator: str, choice: Choice, **more: object) -> tuple[Label, bool]:
         """Store a label; on return it is on disk. Gives the label that stands, and whether it is this one.
@@ -118,18 +129,26 @@ class QueueLabels:
                 }
             )
             if self._store.create(f"{self._folder}/{label_id}.json", label.model_dump_json(indent=1).encode()):
-                self._labels[label_id] = label
-                return label, True
-            self._labels[label_id] = found = read_document(self._store, f"{self._folder}/{label_id}.json", Label)
+                return self._know(label), True
+            found = self._know(read_document(self._store, f"{self._folder}/{label_id}.json", Label))
             if not self._store.exists(f"{self._folder}/{label_id}{WITHDRAWN}"):
                 return found, False
-            self._withdrawn.add(label_id)
+            self._know_withdrawn(label_id)
 
     def withdraw(self, label_id: str) -> None:
         """Take a label back; the file stays. Withdrawing it again does nothing."""
         withdrawal = Withdrawal(label_id=label_id, withdrawn_at=datetime.now(UTC))
         self._store.create(f"{self._folder}/{label_id}{WITHDRAWN}", withdrawal.model_dump_json(indent=1).encode())
-        self._withdrawn.add(label_id)
+        self._know_withdrawn(label_id)
+
+    def _know(self, label: Label) -> Label:
+        with self._lock:
+            self._labels[label.label_id] = label
+        return label
+
+    def _know_withdrawn(self, label_id: str) -> None:
+        with self._lock:
+            self._withdrawn.add(label_id)
 
 
 class LabelQueues:

@@ -5,11 +5,13 @@ template has no tie: it is a choice beside it. `deployments/labelling.md` holds 
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import polars as pl
+from pydantic import ValidationError
 
 from storage.errors import InputError
 from storage.labels import Label, QueueLabels
@@ -19,14 +21,15 @@ PAIRWISE, TIE, COMMENT, SCORES = "pw", "tie", "comment", ("score1", "score2")
 SIDES = {"left": "first", "right": "second"}
 SELECTED = {choice: side for side, choice in SIDES.items()}
 ANSWERS = ("text1", "text2")
+FIELDS = {"first_score": SCORES[0], "second_score": SCORES[1], "seconds": "lead_time", "annotator": "completed_by"}
 
 
 class Annotation(NamedTuple):
-    """One annotation of a file: what to store, and where it stood."""
+    """One annotation of a file: what to store (its id is given then), where it stood, and of which label it tells."""
 
     where: str
-    item_id: str
-    fields: dict[str, Any]
+    label: Label
+    exported: frozenset[str] = frozenset()
 
 
 def tasks_of(queue: pl.DataFrame, labels: Sequence[Label]) -> list[dict[str, Any]]:
@@ -51,8 +54,11 @@ def tasks_of(queue: pl.DataFrame, labels: Sequence[Label]) -> list[dict[str, Any
     ]
 
 
-def annotations_of(content: str, where: str) -> list[Annotation]:
-    """What a JSON file of annotated tasks says. Raises `InputError` naming task, field, what was expected and found."""
+def annotations_of(content: str, where: str, max_score: int) -> list[Annotation]:
+    """What a JSON file of annotated tasks says; scores are 1 to `max_score`.
+
+    Raises `InputError` naming task, annotation, field, what was expected and found.
+    """
     try:
         tasks = json.loads(content)
     except json.JSONDecodeError as error:
@@ -61,23 +67,38 @@ def annotations_of(content: str, where: str) -> list[Annotation]:
         raise InputError(
             f"{where}: expected a list of tasks, found {type(tasks).__name__}; export as JSON, not JSON-MIN"
         )
-    return [found for index, task in enumerate(tasks) for found in _of_task(task, f"{where}: task {index + 1}")]
+    return [
+        found for index, task in enumerate(tasks) for found in _of_task(task, f"{where}: task {index + 1}", max_score)
+    ]
 
 
 def import_annotations(found: Sequence[Annotation], queue: pl.DataFrame, labels: QueueLabels) -> tuple[int, int]:
     """Store annotations as labels: how many are new, and how many stood already.
 
-    All are looked at before any is stored. Raises `InputError` for one of a pair that isn't in the queue.
+    What this queue exported and nobody changed there is no label of whoever brought it back, nor is it said again
+    where it was withdrawn since. All are looked at before any is stored. Raises `InputError` for one of a pair that
+    isn't in the queue.
     """
     known = set(queue["item_id"])
-    strangers = [each for each in found if each.item_id not in known]
+    strangers = [each for each in found if each.label.item_id not in known]
     if strangers:
         raise InputError(
             f"{strangers[0].where}: its pair isn't in this queue, and those of {len(strangers) - 1} other annotations "
             "neither. Import into the campaign and iteration that the tasks were exported from (--iteration)"
         )
-    stored = [labels.add(each.item_id, **each.fields)[1] for each in found]
-    return sum(stored), len(stored) - sum(stored)
+    others = [each for each in found if not _is_own(each, labels)]
+    stored = [labels.add(**each.label.model_dump(exclude={"label_id"}))[1] for each in others]
+    return sum(stored), len(found) - sum(stored)
+
+
+def _is_own(annotation: Annotation, labels: QueueLabels) -> bool:
+    """Whether this queue has the very label that the annotation was exported from."""
+    known = [labels.find(label_id) for label_id in annotation.exported]
+    return any(label is not None and _what(label) == _what(annotation.label) for label in known)
+
+
+def _what(label: Label) -> tuple[Any, ...]:
+    return label.choice, label.first_score, label.second_score, label.comment.strip()
 
 
 def _annotation(label: Label) -> dict[str, Any]:
@@ -92,8 +113,11 @@ def _annotation(label: Label) -> dict[str, Any]:
             for name, text, score in zip(SCORES, ANSWERS, (label.first_score, label.second_score), strict=True)
         ),
     ]
+    # Label Studio drops fields of an annotation that it doesn't know, and gives it to whoever imports it. It keeps the
+    # ids of the results.
     return {
-        "result": [result for result in results if result is not None],
+        "label_id": label.label_id,
+        "result": [{"id": f"{label.label_id}-{each['from_name']}", **each} for each in results if each is not None],
         "was_cancelled": label.choice == "skip",
         "completed_by": {"email": label.annotator},
         "created_at": label.labelled_at.isoformat(),
@@ -106,13 +130,42 @@ def _result(name: str, to: str, kind: str, value: dict[str, Any]) -> dict[str, A
     return {"from_name": name, "to_name": to, "type": kind, "value": value}
 
 
-def _of_task(task: Any, where: str) -> Iterator[Annotation]:
+def _of_task(task: Any, where: str, max_score: int) -> Iterator[Annotation]:
     data = task.get("data") if isinstance(task, Mapping) else None
     if not isinstance(data, Mapping):
         raise InputError(f"{where}: has no `data`; export from Label Studio as JSON")
     item_id = data.get("item_id") or _item_of(data, where)
     for number, annotation in enumerate(task.get("annotations") or []):
-        yield Annotation(where, str(item_id), _fields(annotation, f"{where}, annotation {number + 1}"))
+        place = f"{where}, annotation {number + 1}"
+        results = annotation.get("result") or [] if isinstance(annotation, Mapping) else None
+        if not isinstance(results, list) or not all(_is_result(each) for each in results):
+            raise InputError(f"{place}: expected a result that is a list of objects with type and value")
+        label = _label({"item_id": str(item_id), **_fields(annotation, place)}, place, max_score)
+        names = [str(each.get("id", "")).partition("-")[0] for each in results]
+        yield Annotation(where, label, frozenset([str(annotation.get("label_id", "")), *names]))
+
+
+def _is_result(result: Any) -> bool:
+    return isinstance(result, Mapping) and isinstance(result.get("value", {}), Mapping)
+
+
+def _label(fields: dict[str, Any], where: str, max_score: int) -> Label:
+    """The fields as a label without an id; nothing is converted, a text that looks like a number neither."""
+    try:
+        label = Label.model_validate({"label_id": "", **fields}, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {FIELDS.get(name, name)}: {first['msg']}, found {first['input']!r}") from None
+    for name, score in zip(SCORES, (label.first_score, label.second_score), strict=True):
+        if score is not None and not 1 <= score <= max_score:
+            raise InputError(
+                f"{where}: {name}: expected 1 to {max_score} (labelling.max_score), found {score:g}; give the Rating "
+                f'maxRating="{max_score}"'
+            )
+    if label.seconds is not None and not math.isfinite(label.seconds):
+        raise InputError(f"{where}: lead_time: expected seconds, found {label.seconds}")
+    return label
 
 
 def _item_of(data: Mapping[str, Any], where: str) -> str:
@@ -124,6 +177,7 @@ def _item_of(data: Mapping[str, Any], where: str) -> str:
 
 def _fields(annotation: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {result.get("type"): result.get("value", {}) for result in annotation.get("result") or []}
+    comment = values.get("textarea", {}).get("text", [])
     scores = {
         result.get("from_name"): result.get("value", {}).get("rating")
         for result in annotation.get("result") or []
@@ -134,7 +188,7 @@ def _fields(annotation: Mapping[str, Any], where: str) -> dict[str, Any]:
         "choice": _choice(annotation, values, where),
         "first_score": scores.get(SCORES[0]),
         "second_score": scores.get(SCORES[1]),
-        "comment": "\n".join(values.get("textarea", {}).get("text", [])),
+        "comment": "\n".join(str(line) for line in comment) if isinstance(comment, list) else comment,
         "swapped": bool(annotation.get("swapped", False)),
         "labelled_at": _time(annotation.get("created_at"), where),
         "seconds": annotation.get("lead_time"),

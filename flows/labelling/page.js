@@ -4,6 +4,7 @@
 (() => {
   const RETRY_MS = 2000, RENEW_MS = 60000, LOOK_AGAIN_MS = 15000;
   const NAME = "posttrain-label-name", UNSENT = "posttrain-label-unsent";
+  const ACCESS = [401, 403]; // the token can be shown again, in another tab
   const $ = (id) => document.getElementById(id);
   const state = { name: "", queue: null, item: null, busy: false, view: "", scores: {}, looked: 0, since: null };
 
@@ -15,7 +16,7 @@
     const content = await answer.json().catch(() => ({}));
     if (!answer.ok) {
       const error = new Error(content.error || `the server answered ${answer.status}`);
-      error.final = answer.status < 500;
+      error.final = answer.status < 500 && !ACCESS.includes(answer.status);
       throw error;
     }
     return content;
@@ -124,18 +125,21 @@
 
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+  // All queues of one address share its localStorage.
+  const unsentKey = () => `${UNSENT}:${state.queue.id}`;
+
   // Until the server has stored it, or says that it never will.
   async function deliver(answer) {
-    localStorage.setItem(UNSENT, JSON.stringify({ queue: state.queue.title, answer }));
+    localStorage.setItem(unsentKey(), JSON.stringify(answer));
     for (;;) {
       try {
         const next = await call("api/label", answer);
-        localStorage.removeItem(UNSENT);
+        localStorage.removeItem(unsentKey());
         notice(next.kept ? "You had labelled this pair before: that label stands." : "");
         return next;
       } catch (error) {
         if (error.final) {
-          localStorage.removeItem(UNSENT);
+          localStorage.removeItem(unsentKey());
           throw error;
         }
         const why = error.final === undefined ? "the server doesn't answer" : error.message;
@@ -239,8 +243,8 @@
   async function begin() {
     $("who").textContent = state.name;
     $("who").hidden = false;
-    const unsent = JSON.parse(localStorage.getItem(UNSENT) || "null");
-    if (unsent && unsent.queue === state.queue.title) await guarded(() => deliver(unsent.answer));
+    const unsent = JSON.parse(localStorage.getItem(unsentKey()) || "null");
+    if (unsent) await guarded(() => deliver(unsent));
     else await next();
   }
 

@@ -58,7 +58,12 @@ def make_app(session: Session, *, title: str, max_score: int, token: str | None 
 
     @app.get("/api/queue")
     def queue() -> dict[str, Any]:
-        return {"title": title, "max_score": max_score, "labels_per_item": session.labels_per_item}
+        return {
+            "id": f"{session.labels.campaign}/{session.labels.queue}",
+            "title": title,
+            "max_score": max_score,
+            "labels_per_item": session.labels_per_item,
+        }
 
     @app.post("/api/next")
     def following(asks: Asks) -> dict[str, Any]:

@@ -14,6 +14,11 @@ from tasks.label_queue.config import LabellingConfig
 from tasks.label_queue.measures import label_metrics
 
 
+def of_campaign(campaign: str) -> str:
+    """Labels lie below their campaign: another one with the same queue has its own."""
+    return campaign
+
+
 @stage("label_queue", version=1)
 def make_queue(
     rollouts: Artifact,
@@ -35,7 +40,7 @@ def make_queue(
     return Outputs(metrics=queue_metrics(queue, len(pairs)), label_queue=queue)
 
 
-@stage("labels", version=1)
+@stage("labels", version=1, extra=of_campaign)
 def collect_labels(
     queues: Sequence[Artifact],
     before: Artifact | None,

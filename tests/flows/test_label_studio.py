@@ -9,6 +9,7 @@ from command import invoke as run_command
 from label_queues import CAMPAIGN, open_queue
 
 from flows.label_command import register
+from flows.labelling.label_studio import annotations_of, import_annotations, tasks_of
 from storage.artifacts import Artifact
 from storage.errors import InputError
 from storage.labels import LabelQueues
@@ -51,6 +52,38 @@ def test_out_and_in_again_is_the_same(filled, tmp_path):
     assert "4 labels stored, 0 stood already" in said_so
     assert said(LabelQueues(fresh, CAMPAIGN).labels_of(opened.queue).standing()) == said(before)
     assert "0 labels stored, 4 stood already" in invoke(CAMPAIGN, "--root", fresh, "--import-label-studio", str(path))
+
+
+def through_label_studio(tasks):
+    """What is left of them there: known fields alone, given to whoever imported, at the time of the import."""
+    kept = ("result", "was_cancelled", "lead_time")
+    for task in tasks:
+        task["annotations"] = [
+            {name: each[name] for name in kept} | {"completed_by": 1, "created_at": "2026-03-03T00:00:00Z"}
+            for each in task["annotations"]
+            if not each["was_cancelled"]
+        ]
+    return tasks
+
+
+def test_own_labels_that_come_back_are_nobody_elses(filled):
+    root, opened, before = filled
+    queue = Artifact.at(root, opened.queue).read("label_queue")
+    labels = LabelQueues(root, CAMPAIGN).labels_of(opened.queue)
+    tasks = through_label_studio(tasks_of(queue, before))
+    labels.withdraw(next(label.label_id for label in before if label.annotator == "bob"))
+    standing = labels.standing()
+    back = annotations_of(json.dumps(tasks), "file", 5)
+    assert import_annotations(back, queue, labels) == (0, 3) and labels.standing() == standing
+    # Neither where a tool keeps all fields.
+    assert import_annotations(annotations_of(json.dumps(tasks_of(queue, before)), "file", 5), queue, labels) == (0, 4)
+    assert labels.standing() == standing
+    # Somebody there thought otherwise: that is a label.
+    [pairwise] = [each for each in tasks[0]["annotations"][0]["result"] if each["type"] == "pairwise"]
+    pairwise["value"] = {"selected": "right"}
+    assert import_annotations(annotations_of(json.dumps(tasks), "file", 5), queue, labels) == (1, 2)
+    [new] = [label for label in labels.standing() if label not in standing]
+    assert (new.annotator, new.choice) == ("1", "second")
 
 
 def test_an_export_of_label_studio_itself(filled, tmp_path):
@@ -117,6 +150,33 @@ def test_what_cannot_be_imported_is_named_and_nothing_is_stored(filled, tmp_path
     with pytest.raises(InputError, match=message):
         invoke(CAMPAIGN, "--root", root, "--import-label-studio", str(path))
     assert LabelQueues(root, CAMPAIGN).labels_of(opened.queue).standing() == before
+
+
+def rated(rating=3, **more):
+    """A task's annotation of Label Studio with a score."""
+    score = {"value": {"rating": rating}, "from_name": "score1", "to_name": "text1", "type": "rating"}
+    side = {"value": {"selected": "left"}, "from_name": "pw", "to_name": "pw", "type": "pairwise"}
+    return {"completed_by": 7, "created_at": "2026-02-03T04:05:06Z", "result": [side, score], **more}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (rated(9), r"score1: expected 1 to 5 .*, found 9; give the Rating maxRating=\"5\""),
+        (rated(0), "score1: expected 1 to 5"),
+        (rated(float("nan")), "score1: expected 1 to 5"),
+        (rated("good"), "score1: Input should be a valid number, found 'good'"),
+        (rated("3"), "score1: Input should be a valid number, found '3'"),
+        (rated(lead_time=-1.0), "lead_time: Input should be greater than or equal to 0, found -1.0"),
+        (rated(lead_time=float("inf")), "lead_time: expected seconds, found inf"),
+        (rated(result=["left"]), "expected a result that is a list of objects"),
+        ("left", "expected a result that is a list of objects"),
+    ],
+)
+def test_every_annotation_is_looked_at_before_one_is_taken(bad, message):
+    tasks = [{"data": {"item_id": name}, "annotations": [rated(), each]} for name, each in (("a", rated()), ("b", bad))]
+    with pytest.raises(InputError, match=f"file: task 2, annotation 2: {message}"):
+        annotations_of(json.dumps(tasks), "file", 5)
 
 
 def test_what_the_command_refuses(filled, tmp_path):

@@ -167,6 +167,11 @@ def test_a_killed_server_loses_nothing_and_the_page_goes_on_by_itself(browser, p
         page.press("t")  # into the void: the page must not go on
         page.until("/Not stored yet/.test(document.querySelector('#notice').textContent)")
         assert page.text("#conversation .text") == second and stored(place) == before
+        # Served by somebody who chose another token: the label waits until the right one is back.
+        with in_process(place["root"], first.port, TOKEN[::-1]):
+            page.until("/this page needs its token/.test(document.querySelector('#notice').textContent)")
+            waiting = page.value("Object.keys(localStorage).filter((key) => key.startsWith('posttrain-label-unsent'))")
+            assert waiting == [f"posttrain-label-unsent:{CAMPAIGN}/{place['queue'].rpartition('/')[2]}"]
         with in_process(place["root"], first.port, TOKEN):
             answered(page, 2)
             assert page.text("#conversation .text") not in (begun, second)

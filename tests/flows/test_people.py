@@ -1,6 +1,7 @@
 """A flow that asks people: it waits as long as it was told, goes on with what came, and never waits twice."""
 
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def asks(state, config, run, graded):
 
 def ask(api, graded, config, state=None):
     """One flow that asks; gives the run with its steps, and what it took up."""
-    run = RunContext(root=graded.rollouts.root, campaign="people", iteration=1, steps={})
+    run = RunContext(root=graded.rollouts.root, campaign=config.campaign, iteration=1, steps={})
     with temporary_settings({PREFECT_API_URL: api}):
         found = asks(state or state_after(None), config, run, graded)
     assert not isinstance(found, FlowState)
@@ -112,6 +113,22 @@ def test_waiting_ends_with_the_labels_and_the_artifact_is_never_made_twice(prefe
     # What comes later belongs to the next iteration: asked again, it waits for nothing and finds what there was.
     again, found = ask(prefect_server, graded, configured(size=4, wait_s=300, poll_s=0.05))
     assert found == labels and again.steps == run.steps
+
+
+def test_another_campaign_with_the_same_queue_has_labels_of_its_own(prefect_server, graded):
+    root, asked = graded.rollouts.root, {"size": 4, "poll_s": 0.05}
+    person = label_soon(root, 4, threading.Event())
+    run, labels = ask(prefect_server, graded, configured(**asked, wait_s=300, wait_for=0.25))
+    person.join()
+    fork = configured(**asked, wait_s=0.2).model_copy(update={"campaign": "fork"})
+    other, none = ask(prefect_server, graded, fork)
+    assert other.steps[QUEUE] == run.steps[QUEUE] and none != labels
+    assert labels.metrics["labels"] and not none.metrics["labels"]
+    assert LabelQueues(root, "fork").newest().queue == other.steps[QUEUE]
+    # A queue is offered whether or not the labels are there already.
+    shutil.rmtree(Path(root) / "campaigns" / "fork" / "label_queues")
+    assert ask(prefect_server, graded, fork)[1] == none
+    assert LabelQueues(root, "fork").newest().queue == other.steps[QUEUE]
 
 
 def test_without_labels_the_flow_goes_on_after_its_time(prefect_server, graded):

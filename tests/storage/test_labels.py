@@ -1,5 +1,7 @@
 """Labels in a real store: once per annotator and item, taken back without being lost, whoever writes."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -55,6 +57,29 @@ def test_of_many_writers_of_one_label_one_wins(tmp_path):
         found = list(pool.map(write, ["first", "second", "tie", "skip"] * 4))
     assert sum(ours for _, ours in found) == 1
     assert len({label for label, _ in found}) == 1
+
+
+def test_a_label_comes_while_another_thread_reads(tmp_path):
+    reading = threading.Event()
+
+    class Slow(dict):
+        """Labels of which going through takes as long as that of very many."""
+
+        def __iter__(self):
+            for key in super().__iter__():
+                reading.set()
+                time.sleep(0.3)
+                yield key
+
+    labels = QueueLabels(str(tmp_path), "c", "q")
+    labels.add("item", "ada", "first")
+    labels._labels = Slow(labels._labels)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(labels.refresh)
+        assert reading.wait(60)
+        labels.add("item", "bob", "tie")
+        read.result()
+    assert [label.annotator for label in labels.standing()] == ["ada", "bob"]
 
 
 def test_the_newest_queue_and_what_is_said_where_there_is_none(tmp_path):

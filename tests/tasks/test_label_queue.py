@@ -17,7 +17,7 @@ from storage.errors import InputError
 from storage.labels import LabelQueues
 from storage.records import Grade, LabelItem, Reward
 from tasks.label_queue.choose import choose
-from tasks.label_queue.config import LabellingConfig
+from tasks.label_queue.config import COLLECT, LabellingConfig
 from tasks.label_queue.stage import collect_labels, make_queue
 from tasks.label_queue.strategies import Candidates, disagreement, high_uncertainty, uncertain
 
@@ -217,6 +217,13 @@ def test_what_has_its_labels_is_not_asked_again(night, tmp_path):
     labels.withdraw(next(label.label_id for label in labels.standing() if label.choice == "tie"))
     again = collect_labels.function(before=first, **arguments)
     assert len(again.tables["labels"]) == 4 and items[1] not in set(again.tables["label_queue"]["item_id"])
+
+
+def test_labels_are_their_campaigns_own(night, tmp_path):
+    queue = committed(tmp_path, "label_queue", label_queue=queue_from(night, tmp_path).tables["label_queue"])
+    arguments = {"queues": [queue], "before": None, "config": COLLECT}
+    made = [collect_labels.artifact(queue.root, **arguments, campaign=name) for name in (CAMPAIGN, CAMPAIGN, "fork")]
+    assert made[0] == made[1] != made[2], "the fork would be given what people said in the other campaign"
 
 
 def test_no_labels_are_an_empty_artifact(night, tmp_path):
