@@ -85,14 +85,16 @@ def combined(
 
 
 def _score_of(lengths: Rows, ensemble: EnsembleConfig, calibration: Mapping[str, Any] | None) -> Callable[[Rows], Rows]:
+    scale = calibration.get("scale") if calibration is not None else None
+    if ensemble.absolute and scale != ABSOLUTE:
+        has = "no calibration" if calibration is None else f"a calibration in units {scale}"
+        raise InputError(
+            f"grading: ensemble.absolute asks for people's units, and the reward model has {has}; "
+            "it needs a reward_check with absolute scores of people"
+        )
     if calibration is None:
-        if ensemble.absolute:
-            raise InputError(
-                "grading: ensemble.absolute asks for people's units, and the reward model has no calibration; "
-                "it needs a reward_check with absolute scores of people"
-            )
         return _sigmoid
-    if calibration.get("scale") != ABSOLUTE:
+    if scale != ABSOLUTE:
         return lambda reward: _sigmoid(_calibrated(calibration, reward, lengths))
     if ensemble.absolute:
         return lambda reward: _calibrated(calibration, reward, lengths)

@@ -81,6 +81,9 @@ def test_peoples_units_are_given_where_they_are_asked_for():
     assert "7 lies outside score_range 0 to 6" in json.loads(narrow["detail"][0])["error"]
     with pytest.raises(InputError, match="the reward model has no calibration"):
         graded(ensemble={"absolute": True})
+    for other in (LOG_ODDS, LOG_ODDS | {"scale": "standardised", "map": {"kind": "identity"}}):
+        with pytest.raises(InputError, match=f"the reward model has a calibration in units {other['scale']};"):
+            graded(calibration=other, ensemble={"absolute": True}, score_range=(0, 10))
 
 
 def test_only_a_reward_model_has_members():
