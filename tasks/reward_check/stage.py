@@ -22,7 +22,7 @@ from tasks.reward_check.scoring import Scorer, members_of, score_pairs
 CALIBRATION = "calibration.json"
 
 
-@stage("reward_check", version=1)
+@stage("reward_check", version=2)
 def check_reward_model(
     reward_model: Artifact,
     preferences: Artifact,
@@ -127,7 +127,7 @@ def _fresh(
     return Fresh(
         reward,
         uncertainty,
-        sampled["token_ids"].list.len().cast(pl.Float64).to_numpy(),
+        sampled["length"].to_numpy(),
         np.unique(sampled["prompt_id"].to_numpy(), return_inverse=True)[1],
         others,
     )

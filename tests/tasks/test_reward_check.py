@@ -250,8 +250,10 @@ def test_a_domain_that_only_the_source_knows():
 
 
 def rollout_frame(prompts, samples):
-    rows = [(f"r{p}-{s}", f"p{p}", [1, 2], [3] * (s + 1)) for p in range(prompts) for s in range(samples)]
-    return pl.DataFrame(rows, schema=["rollout_id", "prompt_id", "prompt_token_ids", "token_ids"], orient="row")
+    ends = ("stop", "length")
+    rows = [(f"r{p}-{s}", f"p{p}", [1, 2], [3] * (s + 1), ends[s % 2]) for p in range(prompts) for s in range(samples)]
+    names = ["rollout_id", "prompt_id", "prompt_token_ids", "token_ids", "finish_reason"]
+    return pl.DataFrame(rows, schema=names, orient="row")
 
 
 def test_fresh_answers_are_drawn_by_whole_prompts():
@@ -261,6 +263,8 @@ def test_fresh_answers_are_drawn_by_whole_prompts():
     assert sample_prompts(frame.lazy(), 30, seed=1).equals(drawn)
     assert len(sample_prompts(frame.lazy(), 1, seed=1)) == 4
     assert len(sample_prompts(frame.lazy(), 1000, seed=1)) == 80
+    # As with held-out answers the end token doesn't count; one that was cut off has none.
+    assert drawn["length"].to_list() == [0, 2, 2, 4] * 7
 
 
 def test_other_graders_scores_follow_the_rollouts_and_leave_out_the_own():
