@@ -48,7 +48,7 @@ def import_pairs(config: PreferenceFilesConfig, *, seed: int, context: StageCont
     return Outputs(metrics=metrics, preferences=pairs, rejected=rejected_frame(found.rejected))
 
 
-@stage("preferences", version=2)
+@stage("preferences", version=3)
 def collect_preferences(
     rollouts: Artifact,
     rewards: Artifact,

@@ -200,6 +200,20 @@ def test_held_out_people_and_policies_only_measure():
     assert set(left.filter(pl.col("annotator").is_in(chosen.annotators))["split"].cast(pl.String)) == {"eval"}
 
 
+def test_a_held_out_persons_labels_measure_though_others_labelled_the_same_prompts():
+    # Everybody shares prompts; the one who is held out labelled four of twenty, and a quarter of all measures.
+    rows = [pair(2 * at, f"prompt number {at}", annotator="bob") for at in range(20)]
+    rows += [pair(2 * at + 1, f"prompt number {at}", annotator="ann" if at < 4 else "cy") for at in range(20)]
+    for seed in range(6):
+        usual = assign_splits(frame(*rows), 0.25, seed)
+        measured = usual.filter(split="eval")["cluster_id"].n_unique()
+        parts = assign_splits(frame(*rows), 0.25, seed, HeldOut(annotators=["ann"]))
+        held = parts.filter(split="eval")
+        assert held["cluster_id"].n_unique() == measured, "no more measure than without her"
+        assert (parts["annotator"] == "ann").sum() == (held["annotator"] == "ann").sum() == min(4, measured)
+        assert not set(held["cluster_id"]) & set(parts.filter(split="train")["cluster_id"])
+
+
 def test_each_opinion_counts_once():
     rows = [
         pair(0, 0, annotator="ann", strength=1.0),
