@@ -56,7 +56,8 @@ def check_reward_model(
     if anchors is not None:
         rows = held_out_pairs(anchors.read("preferences"))
         agreed = _scored(rows, scorer, config, domains, seed, context)
-    checked = check_pairs(held, config, seed=seed, anchors=agreed, graded_by=_calibration(graded_by))
+    known: dict[str, Any] = {"anchors": agreed, "graded_by": _calibration(graded_by), "iteration": _iteration(rollouts)}
+    checked = check_pairs(held, config, seed=seed, **known)
     measures, metrics, gap = [], checked.metrics, checked.gap
     if rollouts is not None:
         fresh = _fresh(rollouts, grading, reward_model, scorer, config, seed)
@@ -131,6 +132,14 @@ def _fresh(
         np.unique(sampled["prompt_id"].to_numpy(), return_inverse=True)[1],
         others,
     )
+
+
+def _iteration(rollouts: Artifact | None) -> int | None:
+    """The one that sampled the rollouts."""
+    if rollouts is None:
+        return None
+    newest: int | None = rollouts.scan("rollouts").select(pl.col("iteration").max()).collect().item()
+    return newest
 
 
 def _domains(prompts: Artifact | None) -> dict[str, str]:

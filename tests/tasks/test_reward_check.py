@@ -1,5 +1,7 @@
 """The check of a reward model on synthetic raters whose utility, scale, noise and length bias are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -215,6 +217,25 @@ def test_anchors_are_judged_by_the_calibrated_reward(honest):
     checked = check_pairs(held(given, heads), RewardCheckConfig(), seed=3, anchors=held(anchors, heads))
     assert checked.metrics["anchor_agreement"] > 0.9
     assert checked.metrics["anchor_agreement_low"] <= checked.metrics["anchor_agreement"]
+
+
+def test_fresh_accuracy_is_that_of_the_iterations_own_pairs(honest):
+    given, heads, whole = honest
+    rows = held(given, heads)
+    # Of iteration 4 are those of which every third is wrong; an older label and an imported pair are not.
+    order = np.argsort(-rows.right, kind="stable")
+    right, wrong = order[: int(rows.right.sum())], order[int(rows.right.sum()) :]
+    fresh = [*right[:40], *wrong[:20]]
+    iterations = np.full(PAIRS, 3).astype(object)
+    iterations[fresh], iterations[right[40:60]] = 4, None
+    dated = replace(rows, pairs=rows.pairs.with_columns(iteration=pl.Series(iterations.tolist(), dtype=pl.Int32)))
+    metrics = check_pairs(dated, RewardCheckConfig(), seed=3, iteration=4).metrics
+    assert metrics["fresh_accuracy"] == pytest.approx(2 / 3) and metrics["fresh_pairs"] == 60
+    assert metrics["fresh_accuracy_low"] < 2 / 3 < metrics["fresh_accuracy_high"]
+    assert metrics["heldout_accuracy"] == whole.metrics["heldout_accuracy"]
+    for none in (None, 5):
+        found = check_pairs(dated, RewardCheckConfig(), seed=3, iteration=none).metrics
+        assert not [name for name in found if name.startswith("fresh")]
 
 
 @pytest.mark.parametrize(("pairs", "scale"), [(12, "standardised"), (40, "absolute"), (60, "absolute")])
