@@ -95,8 +95,9 @@ def take_steps(state: State, config: RunConfig, run: RunContext, pool: Artifact)
     )
     rewarded = Graded(rollouts, drawn, settled.rewards)
     labels = ask_people(state, config, run, rewarded)
-    pairs = gather_pairs(config, run, rewarded, [labels] if labels else [])
-    scorer = refresh(Night(state, config, run, policy, rewarded, pairs, read_anchors(config)))
+    anchors = read_anchors(config)
+    pairs = gather_pairs(config, run, rewarded, [labels] if labels else [], anchors)
+    scorer = refresh(Night(state, config, run, policy, rewarded, pairs, anchors))
     challenger = update(
         trajectories=kept,
         replayed=_filtered(config, run, config.policy_update.replay_iterations),

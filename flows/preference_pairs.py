@@ -12,10 +12,16 @@ from tasks._stage import RunContext
 from tasks.preferences.stage import collect_preferences, import_pairs
 
 
-def gather_pairs(config: RunConfig, run: RunContext, graded: Graded, labels: Sequence[Artifact] = ()) -> Artifact:
+def gather_pairs(
+    config: RunConfig,
+    run: RunContext,
+    graded: Graded,
+    labels: Sequence[Artifact] = (),
+    anchors: Artifact | None = None,
+) -> Artifact:
     """Reads the run file's sources of pairs (found where nothing changed), then makes this iteration's pairs.
 
-    `graded.grading` holds the rewards; `labels` what people said so far.
+    `graded.grading` holds the rewards; `labels` what people said so far; nothing trains on `anchors`.
     """
     seed = derive_seed(config.seed, "preferences")
     files = config.preferences.files
@@ -26,6 +32,7 @@ def gather_pairs(config: RunConfig, run: RunContext, graded: Graded, labels: Seq
         imported=import_pairs(config=files, seed=seed) if files is not None else None,
         labels=list(labels),
         history=_earlier(config, run),
+        anchors=anchors,
         config=config.preferences,
         seed=seed,
     )

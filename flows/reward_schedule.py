@@ -47,12 +47,15 @@ def gap_grew(signs: Signs, config: TriggerConfig) -> str | None:
 
 
 def accuracy_fell(signs: Signs, config: TriggerConfig) -> str | None:
-    """The accuracy on held-out pairs, now of newer policies."""
-    known = signs.values("heldout_accuracy", "heldout_accuracy")
-    if known is None or not _enough(signs, config) or known[0] - known[1] < config.accuracy_drop:
+    """The accuracy on held-out pairs of the iteration's own rollouts surely fell: the upper end of its interval lies
+    below the accuracy of then less the limit.
+    """
+    known = signs.values("fresh_accuracy", "fresh_accuracy_high")
+    few = signs.now.get("fresh_pairs", 0.0) < config.min_pairs
+    if known is None or few or known[1] >= known[0] - config.accuracy_drop:
         return None
     limit = f"limit {config.accuracy_drop:g}"
-    return f"accuracy on the newest held-out pairs fell from {known[0]:.3f} to {known[1]:.3f} ({limit})"
+    return f"accuracy on fresh held-out pairs fell from {known[0]:.3f} to {known[1]:.3f} at most ({limit})"
 
 
 TRIGGERS: tuple[Callable[[Signs, TriggerConfig], str | None], ...] = (uncertainty_grew, gap_grew, accuracy_fell)

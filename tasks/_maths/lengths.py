@@ -3,9 +3,14 @@
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Rows = Float[np.ndarray, " rows"]
+
+
+def without_end(tokens: Int[np.ndarray, " rows"], stopped: Bool[np.ndarray, " rows"]) -> Rows:
+    """Rollouts' lengths in tokens as calibrations count them: without the end token, which those that stopped have."""
+    return np.maximum(np.asarray(tokens, dtype=np.float64) - stopped, 0.0)
 
 
 def length_penalty(tokens: Int[np.ndarray, " rows"], per_token: float, free_tokens: int = 0) -> Rows:

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float
 from storage.errors import InputError
 from storage.records import Grade
 from tasks._maths.ensembles import aggregate
+from tasks._maths.lengths import without_end
 from tasks._training.member_scores import MemberScores
 from tasks.grading.config import EnsembleConfig, GraderConfig
 
-SCORED_COLUMNS = ["rollout_id", "policy_id", "prompt_token_ids", "token_ids"]
+SCORED_COLUMNS = ["rollout_id", "policy_id", "prompt_token_ids", "token_ids", "finish_reason"]
 LARGEST_EXPONENT = 50.0
 ABSOLUTE = "absolute"
 Rows = Float[np.ndarray, " rows"]
@@ -44,7 +45,8 @@ def grades_from_scores(
     `latency_s` is that of one rollout.
     """
     finite = np.isfinite(scores.raw).all(axis=1, keepdims=True)
-    lengths = rollouts["token_ids"].list.len().cast(pl.Float64).to_numpy()
+    stopped = (rollouts["finish_reason"].cast(pl.String) == "stop").to_numpy()
+    lengths = without_end(rollouts["token_ids"].list.len().to_numpy(), stopped)
     known = MemberScores(np.where(finite, scores.raw, scores.mean), scores.mean, scores.std)
     found = combined(known, lengths, grader.ensemble or EnsembleConfig(), calibration)
     reasons = _reasons(scores, found, grader)
@@ -74,7 +76,7 @@ def combined(
     The score is sigmoid(x), x being in deviations from the mean of training answers, so that a weight means the same
     from one reward model to the next; or in nats of log-odds, where the calibration says so. Calibrated to people's
     absolute scores it is theirs, if `ensemble.absolute`; else the calibration takes the effect of length away only.
-    `lengths` are in tokens. The members' deviation is carried over by the slope of all this.
+    `lengths` are in tokens, without the end. The members' deviation is carried over by the slope of all this.
     """
     reward, deviation = aggregate(scores.standardised, ensemble.how, ensemble.strength)
     score_of = _score_of(lengths, ensemble, calibration)
@@ -85,14 +87,16 @@ def combined(
 
 
 def _score_of(lengths: Rows, ensemble: EnsembleConfig, calibration: Mapping[str, Any] | None) -> Callable[[Rows], Rows]:
+    scale = calibration.get("scale") if calibration is not None else None
+    if ensemble.absolute and scale != ABSOLUTE:
+        has = "no calibration" if calibration is None else f"a calibration in units {scale}"
+        raise InputError(
+            f"grading: ensemble.absolute asks for people's units, and the reward model has {has}; "
+            "it needs a reward_check with absolute scores of people"
+        )
     if calibration is None:
-        if ensemble.absolute:
-            raise InputError(
-                "grading: ensemble.absolute asks for people's units, and the reward model has no calibration; "
-                "it needs a reward_check with absolute scores of people"
-            )
         return _sigmoid
-    if calibration.get("scale") != ABSOLUTE:
+    if scale != ABSOLUTE:
         return lambda reward: _sigmoid(_calibrated(calibration, reward, lengths))
     if ensemble.absolute:
         return lambda reward: _calibrated(calibration, reward, lengths)

@@ -121,7 +121,7 @@ def limit_of(batch: Artifact, config: GradingConfig, shard: Shard) -> list[str]:
     return [part.grader.concurrency_limit] if part.grader.concurrency_limit else []
 
 
-@stage("grading", version=5, shards=plan, combine=rewards, extra=versions, limits=limit_of)
+@stage("grading", version=6, shards=plan, combine=rewards, extra=versions, limits=limit_of)
 def grade(
     rollouts: Artifact,
     batch: Artifact,

@@ -19,7 +19,7 @@ OLDEST = -1
 @dataclass(frozen=True)
 class Origins:
     """Unsplit `Preference` frames: this iteration's graded pairs and counterexamples, those of files, of labels; and
-    what earlier iterations made, by iteration.
+    what earlier iterations made, by iteration. `anchors` are no origin: pairs whose prompts never train.
     """
 
     graded: pl.DataFrame
@@ -27,12 +27,15 @@ class Origins:
     imported: pl.DataFrame = field(default_factory=lambda: joined([]))
     labelled: pl.DataFrame = field(default_factory=lambda: joined([]))
     earlier: Sequence[tuple[int, pl.DataFrame]] = ()
+    anchors: pl.DataFrame = field(default_factory=lambda: joined([]))
 
 
 def collect_pairs(
     origins: Origins, config: PreferencesConfig, seed: int, folder: Path, policies: Collection[str] = ()
 ) -> tuple[pl.DataFrame, dict[str, float]]:
     """All pairs with their split, sorted by prompt, then strength; and what became of those that aren't among them.
+
+    A pair that would train on an anchor's prompt, or a near duplicate of one, is left out.
 
     `policies` are this iteration's: their pairs are never held out. `folder` is for files of the search for near
     duplicates. Raises `InputError` for splits that leak, which sources can bring about that say `split`.
@@ -41,18 +44,22 @@ def collect_pairs(
     fresh = [origins.graded, origins.counterexamples, origins.imported, origins.labelled]
     everything = joined([*fresh, old])
     kept, counts = opinions(everything)
-    clustered = kept.with_columns(joined_clusters(kept, config.near_duplicate_threshold, folder))
+    names = joined_clusters(joined([kept, origins.anchors]), config.near_duplicate_threshold, folder)
+    clustered, anchored = kept.with_columns(names.head(len(kept))), names.slice(len(kept)).unique()
     held_out = choose_held_out(clustered, config.held_out_annotators, config.held_out_policies, seed, policies)
     split = assign_splits(clustered, config.eval_fraction, seed, held_out)
     refuse_leaks(split, config.near_duplicate_threshold, folder)
+    beside = (pl.col("split").cast(pl.String) == "train") & pl.col("cluster_id").is_in(anchored.to_list())
+    parted = split.filter(~beside)
     counts |= {
         "earlier": float(len(old)),
         "left_out": float(len(kept) - len(split)),
+        "left_out_anchors": float(len(split) - len(parted)),
         "held_out_annotators": float(len(held_out.annotators)),
         "held_out_policies": float(len(held_out.policies)),
     }
     order = ["prompt_id", "strength", "pair_id"]
-    return split.sort(order, descending=[False, True, False], nulls_last=True), counts
+    return parted.sort(order, descending=[False, True, False], nulls_last=True), counts
 
 
 def earlier_pairs(earlier: Sequence[tuple[int, pl.DataFrame]], fresh: int, share: float) -> pl.DataFrame:

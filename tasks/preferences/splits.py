@@ -25,16 +25,21 @@ class HeldOut:
 
 
 def held_out_clusters(
-    cluster_ids: Sequence[str], eval_fraction: float, seed: int, purpose: str = "preferences"
+    cluster_ids: Sequence[str],
+    eval_fraction: float,
+    seed: int,
+    purpose: str = "preferences",
+    first: Collection[str] = frozenset(),
 ) -> list[str]:
     """About that share of the clusters, by a seeded hash of each name: the same in every iteration with that seed.
 
-    Of several clusters at least one is held out (unless the share is 0) and at least one is not.
+    Those in `first` are taken before the others, no more in all. Of several clusters at least one is held out (unless
+    the share is 0) and at least one is not.
     """
     if len(cluster_ids) < 2 or eval_fraction == 0:
         return []
     ranks = {name: int(digest([seed, purpose, name]), 16) / HASHES for name in cluster_ids}
-    ranked = sorted(ranks, key=lambda name: ranks[name])
+    ranked = sorted(ranks, key=lambda name: (name not in first, ranks[name]))
     below = sum(rank < eval_fraction for rank in ranks.values())
     return sorted(ranked[: min(max(below, 1), len(ranked) - 1)])
 
@@ -71,23 +76,27 @@ def assign_splits(
 
     - A cluster whose source says `split` in its detail goes there, another one by `held_out_clusters`.
     - A cluster all of whose pairs are by held-out annotators or of held-out policies measures.
+    - Of the others those with a held-out annotator's pair are held out first, as far as `eval_fraction` goes.
     - A held-out pair in a cluster that trains is left out: training on it would make it known, and measuring by it
       would part the cluster.
     """
     held_out = held_out or HeldOut()
     asked = pl.col("detail").str.json_path_match("$.split")
+    person = pl.col("annotator").is_in(list(held_out.annotators)).fill_null(False)
     away = pl.any_horizontal(
-        pl.col("annotator").is_in(list(held_out.annotators)).fill_null(False),
+        person,
         pl.col("chosen_policy_id").is_in(list(held_out.policies)).fill_null(False),
         pl.col("rejected_policy_id").is_in(list(held_out.policies)).fill_null(False),
     )
-    marked = pairs.with_columns(asked=asked, away=away)
+    marked = pairs.with_columns(asked=asked, away=away, person=person)
     clusters = marked.group_by("cluster_id").agg(
         asked=pl.col("asked").drop_nulls().first(),
         away=(pl.col("away") & (pl.col("asked").is_null() | (pl.col("asked") != "train"))).all(),
+        person=pl.col("person").any(),
     )
-    free = clusters.filter(pl.col("asked").is_null(), ~pl.col("away"))["cluster_id"].to_list()
-    drawn = held_out_clusters(free, eval_fraction, seed)
+    free = clusters.filter(pl.col("asked").is_null(), ~pl.col("away"))
+    people = set(free.filter("person")["cluster_id"])
+    drawn = held_out_clusters(free["cluster_id"].to_list(), eval_fraction, seed, first=people)
     measures = pl.col("away") | (pl.col("asked") == "eval").fill_null(False) | pl.col("cluster_id").is_in(drawn)
     sides = clusters.select("cluster_id", measures=measures)
     split = pl.when("measures").then(pl.lit("eval")).otherwise(pl.lit("train"))

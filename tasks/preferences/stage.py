@@ -48,7 +48,7 @@ def import_pairs(config: PreferenceFilesConfig, *, seed: int, context: StageCont
     return Outputs(metrics=metrics, preferences=pairs, rejected=rejected_frame(found.rejected))
 
 
-@stage("preferences", version=2)
+@stage("preferences", version=3)
 def collect_preferences(
     rollouts: Artifact,
     rewards: Artifact,
@@ -57,6 +57,7 @@ def collect_preferences(
     imported: Artifact | None = None,
     labels: Sequence[Artifact] = (),
     history: Sequence[Artifact] = (),
+    anchors: Artifact | None = None,
     *,
     seed: int,
     context: StageContext,
@@ -64,7 +65,7 @@ def collect_preferences(
     """This iteration's pairs, those of files and labels, and earlier iterations'; perhaps none.
 
     `imported` is what `preference_files` made, `labels` have the tables `label_queue` and `labels`, `history` is what
-    this stage made before.
+    this stage made before. `anchors`: pairs as `preference_files` makes them, whose prompts never train.
     """
     answers = _answers(rollouts, rewards, batch, config)
     prompts = batch.scan("batch").select(PROMPT_COLUMNS).collect()
@@ -75,6 +76,7 @@ def collect_preferences(
         imported=imported.read("preferences") if imported else joined([]),
         labelled=joined([label_pairs(each.read("label_queue"), each.read("labels")) for each in labels]),
         earlier=[(each.manifest.iteration or 0, each.read("preferences")) for each in history],
+        anchors=anchors.read("preferences") if anchors else joined([]),
     )
     policies = answers["policy_id"].unique().to_list()
     pairs, counts = collect_pairs(origins, config, seed, context.scratch, policies)
@@ -88,6 +90,8 @@ def collect_preferences(
             metrics["held_out_annotators"],
             metrics["held_out_policies"],
         )
+    if metrics["left_out_anchors"]:
+        context.log.info("preferences: %d pairs are left out: their prompts are anchors'", metrics["left_out_anchors"])
     return Outputs(metrics=metrics, preferences=pairs)
 
 

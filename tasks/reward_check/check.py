@@ -17,8 +17,11 @@ from tasks.reward_check.config import RewardCheckConfig
 from tasks.reward_check.held_out import HeldOut
 
 # Measures of all rows that are the stage's metrics under their own name.
-METRICS = ("heldout_accuracy", "ece", "max_bin_gap", "length_correlation", "length_correlation_raw", "anchor_agreement")
-INTERVALS = ("heldout_accuracy", "length_correlation", "anchor_agreement")
+METRICS = (
+    *("heldout_accuracy", "fresh_accuracy", "anchor_agreement", "ece", "max_bin_gap"),
+    *("length_correlation", "length_correlation_raw"),
+)
+INTERVALS = ("heldout_accuracy", "fresh_accuracy", "length_correlation", "anchor_agreement")
 GAP = ("gap_bias", "gap_mae", "gap_rmse", "gap_spearman", "gap_ece", "gap_max_bin", "score_coverage")
 
 
@@ -47,11 +50,13 @@ def check_pairs(
     seed: int,
     anchors: HeldOut | None = None,
     graded_by: Mapping[str, Any] | None = None,
+    iteration: int | None = None,
 ) -> Check:
     """Measure a reward model on held-out pairs, at least one. What is measured is the reward as it will grade: less the
     effect of length where that is taken away, aggregated, each pair judged by what was fitted without its cluster.
 
     `anchors`: pairs whose order is agreed on. `graded_by`: the calibration that graded so far, for its own gap.
+    `iteration`: whose answers are fresh.
     """
     found = _Found()
     folds = folds_of(held.clusters, config.calibration.folds, derive_seed(seed, "folds"))
@@ -67,6 +72,12 @@ def check_pairs(
         correlation = lengths.length_correlation(graded, quality, **known)  # type: ignore[arg-type]
     found.measures += [correlation] if correlation else []
     told = _of_pairs(graded, folds, config, found, seed)
+    fresh = None
+    if iteration is not None:
+        fresh = pairs.fresh_accuracy(graded, iteration, seed=derive_seed(seed, "accuracy"))
+    if fresh is not None:
+        found.measures.append(fresh)
+        found.metrics["fresh_pairs"] = float(fresh.count)
     answers = scores.scored_answers(graded, held, folds)
     mapping, scale = _map(graded, answers, config)
     _of_scores(answers, mapping, graded_by, config, found, seed)

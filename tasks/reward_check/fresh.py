@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tasks._maths.agreement import spearman
 from tasks._maths.alignment_gap import Measure, correlation_interval
 from tasks._maths.length_bias import partial_correlation
-from tasks._maths.lengths import centred
+from tasks._maths.lengths import centred, without_end
 
 Rows = Float[np.ndarray, " rows"]
 # Answers from which a correlation is told.
@@ -19,8 +19,8 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class Fresh:
-    """Fresh answers: reward and uncertainty in training deviations, length in tokens, the prompt as a number, and the
-    other graders' scores by their name (nan: none).
+    """Fresh answers: reward and uncertainty in training deviations, length in tokens without the end, the prompt as a
+    number, and the other graders' scores by their name (nan: none).
     """
 
     reward: Rows
@@ -31,14 +31,16 @@ class Fresh:
 
 
 def sample_prompts(rollouts: pl.LazyFrame, limit: int, seed: int) -> pl.DataFrame:
-    """Whole prompts' rollouts, drawn by seed, `limit` rollouts at most but always one prompt; columns to score."""
+    """Whole prompts' rollouts, drawn by seed, `limit` rollouts at most but always one prompt; with `length`."""
     sizes = rollouts.group_by("prompt_id").agg(size=pl.len()).sort("prompt_id").collect()
     order = np.random.default_rng(seed).permutation(len(sizes))
     total = np.cumsum(sizes["size"].to_numpy()[order]) if len(sizes) else np.zeros(0)
     taken = order[: max(int((total <= limit).sum()), 1)]
     names = sizes["prompt_id"].gather(np.sort(taken).tolist()).to_list()
-    columns = ["rollout_id", "prompt_id", "prompt_token_ids", "token_ids"]
-    return rollouts.filter(pl.col("prompt_id").is_in(names)).select(columns).collect().sort("prompt_id", "rollout_id")
+    columns = ["rollout_id", "prompt_id", "prompt_token_ids", "token_ids", "finish_reason"]
+    drawn = rollouts.filter(pl.col("prompt_id").is_in(names)).select(columns).sort("prompt_id", "rollout_id").collect()
+    stopped = (drawn["finish_reason"].cast(pl.String) == "stop").to_numpy()
+    return drawn.with_columns(length=without_end(drawn["token_ids"].list.len().to_numpy(), stopped))
 
 
 def other_scores(grades: pl.LazyFrame, rollouts: pl.DataFrame, own_version: str) -> dict[str, Rows]:

@@ -87,12 +87,18 @@ def held_out(
         for side, members in enumerate((chosen, rejected))
     ]
     return HeldOut(
-        pairs=pairs.select(FACTS),
+        pairs=pairs.select(*FACTS, _iteration(pairs)),
         domain=_domains(pairs, domains),
         chosen=sides[0],
         rejected=sides[1],
         uncertainty=(chosen - rejected).std(axis=1),
     )
+
+
+def _iteration(pairs: pl.DataFrame) -> pl.Expr:
+    """In which the answers were sampled; preferences of before don't say."""
+    known = "iteration" in pairs.columns
+    return pl.col("iteration") if known else pl.lit(None, pl.Int32).alias("iteration")
 
 
 def _scores(pairs: pl.DataFrame, column: str) -> Rows:

@@ -54,6 +54,18 @@ def accuracy(held: HeldOut, *, seed: int, measure: str = "heldout_accuracy") -> 
     return Measure(measure, "all", found.estimate, found.low, found.high, len(held))
 
 
+def fresh_accuracy(held: HeldOut, iteration: int, *, seed: int) -> Measure | None:
+    """The accuracy on the pairs whose answers were sampled in that iteration, with its interval over clusters.
+
+    Pairs of files and older labels say nothing new of the present policy. None where there is no such pair.
+    """
+    rows = (held.pairs["iteration"] == iteration).fill_null(False).to_numpy()
+    if not rows.any():
+        return None
+    found = bootstrap_mean(held.right[rows], held.clusters[rows], seed=seed)
+    return Measure("fresh_accuracy", "all", found.estimate, found.low, found.high, int(rows.sum()))
+
+
 def accuracy_slices(held: HeldOut, *, fewest: int, seed: int) -> list[Measure]:
     """Accuracy by source, annotator, domain, and by which answer is longer."""
     difference = held.chosen.length - held.rejected.length

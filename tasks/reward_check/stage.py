@@ -22,7 +22,7 @@ from tasks.reward_check.scoring import Scorer, members_of, score_pairs
 CALIBRATION = "calibration.json"
 
 
-@stage("reward_check", version=1)
+@stage("reward_check", version=2)
 def check_reward_model(
     reward_model: Artifact,
     preferences: Artifact,
@@ -56,7 +56,8 @@ def check_reward_model(
     if anchors is not None:
         rows = held_out_pairs(anchors.read("preferences"))
         agreed = _scored(rows, scorer, config, domains, seed, context)
-    checked = check_pairs(held, config, seed=seed, anchors=agreed, graded_by=_calibration(graded_by))
+    known: dict[str, Any] = {"anchors": agreed, "graded_by": _calibration(graded_by), "iteration": _iteration(rollouts)}
+    checked = check_pairs(held, config, seed=seed, **known)
     measures, metrics, gap = [], checked.metrics, checked.gap
     if rollouts is not None:
         fresh = _fresh(rollouts, grading, reward_model, scorer, config, seed)
@@ -128,10 +129,18 @@ def _fresh(
     return Fresh(
         reward,
         uncertainty,
-        sampled["token_ids"].list.len().cast(pl.Float64).to_numpy(),
+        sampled["length"].to_numpy(),
         np.unique(sampled["prompt_id"].to_numpy(), return_inverse=True)[1],
         others,
     )
+
+
+def _iteration(rollouts: Artifact | None) -> int | None:
+    """The one that sampled the rollouts."""
+    if rollouts is None:
+        return None
+    newest: int | None = rollouts.scan("rollouts").select(pl.col("iteration").max()).collect().item()
+    return newest
 
 
 def _domains(prompts: Artifact | None) -> dict[str, str]:

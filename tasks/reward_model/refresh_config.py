@@ -21,7 +21,7 @@ class TriggerConfig(StrictConfig):
         1.5, gt=1, description="mean uncertainty of this iteration's rollouts, over that of the rollouts of then"
     )
     gap_ratio: float = Field(1.1, ge=1, description="mean absolute gap to people's scores now, over that of the check")
-    accuracy_drop: float = Field(0.03, gt=0, lt=1, description="fall of the accuracy on the newest held-out pairs")
+    accuracy_drop: float = Field(0.03, gt=0, lt=1, description="sure fall of the accuracy on fresh held-out pairs")
     min_pairs: int = Field(50, ge=1, description="fewer held-out pairs say nothing of gap and accuracy")
     wait_iterations: int = Field(
         1, ge=1, description="iterations after a training before the signs count again, whatever its gate said"

@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.config import parse_config
 from flows.preference_pairs import gather_pairs
+from flows.reward_models import read_anchors
 from flows.slow_grades import Graded
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign, State
@@ -27,12 +28,16 @@ def run_file(folder):
     ]
     lines = "".join(json.dumps(row) + "\n" for row in [*rows, {"chosen": "no dialogue", "rejected": "either"}])
     (folder / "people.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    # Its prompt is one of the dialogues'.
+    agreed = {"prompt": "Write a haiku about number 3.", "chosen": "better", "rejected": "worse"}
+    (folder / "agreed.jsonl").write_text(json.dumps(agreed) + "\n")
     return parse_config(
         {
             "campaign": "pairs",
             "model": {"path": "model"},
             "curate": {"sources": [{"generator": "haiku"}]},
             "grading": {"graders": [{"grader": "verifier"}]},
+            "anchors": [{"layout": "pairs", "path": str(folder / "agreed.jsonl"), "prompt_field": "prompt"}],
             "preferences": {
                 "pairs": "all",
                 "history_iterations": 3,
@@ -72,7 +77,7 @@ def test_files_are_read_once_and_earlier_pairs_come_along(prefect_server, tmp_pa
             with run_context(
                 RunContext(root=root, campaign="pairs", iteration=iteration, steps=steps[iteration])
             ) as run:
-                made = gather_pairs(config, run, graded(tmp_path, iteration))
+                made = gather_pairs(config, run, graded(tmp_path, iteration), anchors=read_anchors(config))
             names = dict.fromkeys(("policy", "champion", "champion_evaluation"), made.id)
             Campaign(root, "pairs").commit(
                 State(campaign="pairs", iteration=iteration, steps=steps[iteration], **names)
@@ -88,6 +93,13 @@ def test_files_are_read_once_and_earlier_pairs_come_along(prefect_server, tmp_pa
     assert second.manifest.inputs["history.0"] == first.id and "history.0" not in first.manifest.inputs
     # Six prompts of four answers: 36 pairs, and a fifth of all of them are counterexamples.
     assert (first.metrics["source_grader"], first.metrics["source_counterexample"]) == (36, 9)
-    assert first.metrics["source_human"] == second.metrics["source_human"] == 9
+    # One dialogue is left out, unless it is held out: its prompt is the anchor's.
+    assert first.manifest.inputs["anchors"] == steps[1]["anchors"] == steps[2]["anchors"]
+    asked = first.read("preferences").select(pl.col("messages").list.last().struct.field("content"), "split")
+    on_anchor = asked.filter(pl.col("content") == "Write a haiku about number 3.")["split"].cast(pl.String).to_list()
+    assert on_anchor in ([], ["eval"])
+    left_out = first.metrics["left_out_anchors"]
+    assert left_out == 1 - len(on_anchor)
+    assert first.metrics["source_human"] == second.metrics["source_human"] == 9 - left_out
     assert second.metrics["earlier"] == 36
     assert {1, 2, None} == set(second.read("preferences")["iteration"])

@@ -72,7 +72,8 @@ def test_an_interval_belongs_to_every():
     assert load_config(REPOSITORY / "deployments" / "quickstart.yaml", changed).reward_model.when == "offline"
 
 
-THEN = {"heldout_accuracy": 0.7, "gap_mae": 2.0, "uncertainty_mean": 0.4, "pairs": 80.0}
+THEN = {"heldout_accuracy": 0.9, "gap_mae": 2.0, "uncertainty_mean": 0.4, "pairs": 80.0}
+THEN |= {"fresh_accuracy": 0.7, "fresh_accuracy_high": 0.8, "fresh_pairs": 50.0}
 
 
 @pytest.mark.parametrize(
@@ -81,16 +82,17 @@ THEN = {"heldout_accuracy": 0.7, "gap_mae": 2.0, "uncertainty_mean": 0.4, "pairs
         ({}, []),
         ({"fresh_uncertainty_mean": 0.6}, []),
         ({"fresh_uncertainty_mean": 0.61}, ["uncertainty"]),
-        ({"heldout_accuracy": 0.671}, []),
-        ({"heldout_accuracy": 0.669}, ["accuracy"]),
-        ({"heldout_accuracy": 0.4, "pairs": 49.0}, []),
+        ({"fresh_accuracy": 0.5, "fresh_accuracy_high": 0.671}, []),
+        ({"fresh_accuracy": 0.5, "fresh_accuracy_high": 0.669}, ["accuracy"]),
+        ({"fresh_accuracy_high": 0.4, "fresh_pairs": 49.0}, []),
+        ({"heldout_accuracy": 0.1}, []),
         ({"gap_mae": 2.19}, []),
         ({"gap_mae": 2.21}, ["gap"]),
         ({"gap_mae": 9.0, "graded_gap_mae": 2.1}, []),
         ({"gap_mae": 2.0, "graded_gap_mae": 2.3}, ["gap"]),
-        ({"gap_mae": math.nan, "heldout_accuracy": math.nan, "fresh_uncertainty_mean": math.nan}, []),
+        ({"gap_mae": math.nan, "fresh_accuracy_high": math.nan, "fresh_uncertainty_mean": math.nan}, []),
         (
-            {"gap_mae": 9.0, "heldout_accuracy": 0.1, "fresh_uncertainty_mean": 9.0},
+            {"gap_mae": 9.0, "fresh_accuracy_high": 0.1, "fresh_uncertainty_mean": 9.0},
             ["uncertainty", "gap", "accuracy"],
         ),
     ],

@@ -14,7 +14,12 @@ from tasks.grading.config import EnsembleConfig, GraderConfig
 from tasks.grading.scores import grades_from_scores
 
 ROLLOUTS = pl.DataFrame(
-    {"rollout_id": ["a", "b", "c"], "policy_id": ["p"] * 3, "token_ids": [[1, 2], [3], [4, 5, 6]]},
+    {
+        "rollout_id": ["a", "b", "c"],
+        "policy_id": ["p"] * 3,
+        "token_ids": [[1, 2], [3], [4, 5, 6]],
+        "finish_reason": ["stop", "length", "stop"],
+    },
     schema_overrides={"token_ids": pl.List(pl.Int32)},
 )
 RAW = np.array([[1.0, 14.0], [0.0, 10.0], [-1.0, 2.0]])
@@ -71,6 +76,12 @@ def test_log_odds_are_squashed():
     np.testing.assert_allclose(graded(calibration=LOG_ODDS)["score"], sigma([0.5, 0, -0.75]))
 
 
+def test_the_end_token_is_no_length():
+    by_length = {"log_length": np.log1p([0, 1, 2, 3]).tolist(), "effect": [0.0, 0.1, 0.5, 0.9]}
+    found = graded(calibration=LOG_ODDS | {"map": {"kind": "identity"}, "length": by_length})
+    np.testing.assert_allclose(found["score"], sigma([1 - 0.1, 0 - 0.1, -1.5 - 0.5]))
+
+
 def test_peoples_units_are_given_where_they_are_asked_for():
     found = graded(calibration=ABSOLUTE, ensemble={"absolute": True}, score_range=(0, 10))
     np.testing.assert_allclose(found["score"], [7, 5, 2])
@@ -81,6 +92,9 @@ def test_peoples_units_are_given_where_they_are_asked_for():
     assert "7 lies outside score_range 0 to 6" in json.loads(narrow["detail"][0])["error"]
     with pytest.raises(InputError, match="the reward model has no calibration"):
         graded(ensemble={"absolute": True})
+    for other in (LOG_ODDS, LOG_ODDS | {"scale": "standardised", "map": {"kind": "identity"}}):
+        with pytest.raises(InputError, match=f"the reward model has a calibration in units {other['scale']};"):
+            graded(calibration=other, ensemble={"absolute": True}, score_range=(0, 10))
 
 
 def test_only_a_reward_model_has_members():

@@ -16,6 +16,7 @@ from tasks.preferences.config import HeldOutConfig, PreferencesConfig
 from tasks.preferences.frames import joined, pairs_of_rows
 from tasks.preferences.labels import label_pairs
 from tasks.preferences.splits import HeldOut, assign_splits, choose_held_out, refuse_leaks
+from tasks.reward_gate.comparison import TIES, refuse_overlap, training_pairs
 
 # Long prompts of which a few words differ are near duplicates; the last two stand alone.
 WORDS = [
@@ -142,6 +143,30 @@ def test_near_duplicates_share_a_cluster_and_a_chat_of_the_pool_keeps_its_name(f
     assert names == {"pair000": "x", "pair001": "pool-a", "pair002": "x", "pair003": "y", "pair004": "x"}
 
 
+def test_what_shares_an_anchors_prompt_never_trains(folder):
+    # The pool names its prompts otherwise than a file, and one of them is only nearly the anchor's.
+    graded = frame(
+        pair(0, 0, prompt_id="pool1", cluster_id="pool1", iteration=1),
+        pair(1, 1, prompt_id="pool2", cluster_id="pool2", iteration=1),
+        *(pair(at, f"prompt number {at}", iteration=1) for at in range(2, 12)),
+    )
+    anchors = frame(pair(99, 0, "better", "worse", cluster_id="anchor"))
+    sides = set()
+    for seed in range(6):
+        config = PreferencesConfig(eval_fraction=0.4)
+        pairs, counts = collect_pairs(Origins(graded, anchors=anchors), config, seed, folder)
+        anchored = pairs.filter(pl.col("pair_id").is_in(["pair000", "pair001"]))
+        assert set(anchored["split"].cast(pl.String)) <= {"eval"} and "pair099" not in pairs["pair_id"]
+        assert counts["left_out_anchors"] == 2 - len(anchored) and counts["left_out"] == 0
+        assert len(pairs) == 12 - counts["left_out_anchors"]
+        trained = training_pairs(pairs.lazy())
+        refuse_overlap(trained, anchors.lazy().select(*TIES), "the gate has nothing to refuse")
+        sides.add(len(anchored))
+    assert sides == {0, 2}, "both sides were drawn"
+    alone, counts = collect_pairs(Origins(graded), PreferencesConfig(eval_fraction=0.4), 0, folder)
+    assert len(alone) == 12 and counts["left_out_anchors"] == 0
+
+
 def split(number: int, prompt: int, part: str, **fields) -> dict:
     return pair(number, prompt, detail=json.dumps({"split": part}), **fields)
 
@@ -198,6 +223,20 @@ def test_held_out_people_and_policies_only_measure():
     fallen = shared.join(left, on="pair_id", how="anti")
     assert set(fallen["annotator"]) == set(chosen.annotators)
     assert set(left.filter(pl.col("annotator").is_in(chosen.annotators))["split"].cast(pl.String)) == {"eval"}
+
+
+def test_a_held_out_persons_labels_measure_though_others_labelled_the_same_prompts():
+    # Everybody shares prompts; the one who is held out labelled four of twenty, and a quarter of all measures.
+    rows = [pair(2 * at, f"prompt number {at}", annotator="bob") for at in range(20)]
+    rows += [pair(2 * at + 1, f"prompt number {at}", annotator="ann" if at < 4 else "cy") for at in range(20)]
+    for seed in range(6):
+        usual = assign_splits(frame(*rows), 0.25, seed)
+        measured = usual.filter(split="eval")["cluster_id"].n_unique()
+        parts = assign_splits(frame(*rows), 0.25, seed, HeldOut(annotators=["ann"]))
+        held = parts.filter(split="eval")
+        assert held["cluster_id"].n_unique() == measured, "no more measure than without her"
+        assert (parts["annotator"] == "ann").sum() == (held["annotator"] == "ann").sum() == min(4, measured)
+        assert not set(held["cluster_id"]) & set(parts.filter(split="train")["cluster_id"])
 
 
 def test_each_opinion_counts_once():

@@ -1,5 +1,7 @@
 """The check of a reward model on synthetic raters whose utility, scale, noise and length bias are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -217,6 +219,25 @@ def test_anchors_are_judged_by_the_calibrated_reward(honest):
     assert checked.metrics["anchor_agreement_low"] <= checked.metrics["anchor_agreement"]
 
 
+def test_fresh_accuracy_is_that_of_the_iterations_own_pairs(honest):
+    given, heads, whole = honest
+    rows = held(given, heads)
+    # Of iteration 4 are those of which every third is wrong; an older label and an imported pair are not.
+    order = np.argsort(-rows.right, kind="stable")
+    right, wrong = order[: int(rows.right.sum())], order[int(rows.right.sum()) :]
+    fresh = [*right[:40], *wrong[:20]]
+    iterations = np.full(PAIRS, 3).astype(object)
+    iterations[fresh], iterations[right[40:60]] = 4, None
+    dated = replace(rows, pairs=rows.pairs.with_columns(iteration=pl.Series(iterations.tolist(), dtype=pl.Int32)))
+    metrics = check_pairs(dated, RewardCheckConfig(), seed=3, iteration=4).metrics
+    assert metrics["fresh_accuracy"] == pytest.approx(2 / 3) and metrics["fresh_pairs"] == 60
+    assert metrics["fresh_accuracy_low"] < 2 / 3 < metrics["fresh_accuracy_high"]
+    assert metrics["heldout_accuracy"] == whole.metrics["heldout_accuracy"]
+    for none in (None, 5):
+        found = check_pairs(dated, RewardCheckConfig(), seed=3, iteration=none).metrics
+        assert not [name for name in found if name.startswith("fresh")]
+
+
 @pytest.mark.parametrize(("pairs", "scale"), [(12, "standardised"), (40, "absolute"), (60, "absolute")])
 def test_few_pairs_have_a_check_too(honest, pairs, scale):
     given = world(pairs, seed=1)
@@ -250,8 +271,10 @@ def test_a_domain_that_only_the_source_knows():
 
 
 def rollout_frame(prompts, samples):
-    rows = [(f"r{p}-{s}", f"p{p}", [1, 2], [3] * (s + 1)) for p in range(prompts) for s in range(samples)]
-    return pl.DataFrame(rows, schema=["rollout_id", "prompt_id", "prompt_token_ids", "token_ids"], orient="row")
+    ends = ("stop", "length")
+    rows = [(f"r{p}-{s}", f"p{p}", [1, 2], [3] * (s + 1), ends[s % 2]) for p in range(prompts) for s in range(samples)]
+    names = ["rollout_id", "prompt_id", "prompt_token_ids", "token_ids", "finish_reason"]
+    return pl.DataFrame(rows, schema=names, orient="row")
 
 
 def test_fresh_answers_are_drawn_by_whole_prompts():
@@ -261,6 +284,8 @@ def test_fresh_answers_are_drawn_by_whole_prompts():
     assert sample_prompts(frame.lazy(), 30, seed=1).equals(drawn)
     assert len(sample_prompts(frame.lazy(), 1, seed=1)) == 4
     assert len(sample_prompts(frame.lazy(), 1000, seed=1)) == 80
+    # As with held-out answers the end token doesn't count; one that was cut off has none.
+    assert drawn["length"].to_list() == [0, 2, 2, 4] * 7
 
 
 def test_other_graders_scores_follow_the_rollouts_and_leave_out_the_own():

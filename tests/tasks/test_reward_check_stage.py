@@ -33,7 +33,7 @@ def preferences(pairs=120, seed=0):
             | dict(messages=[{"role": "user", "content": f"Write {WORDS[number % 10]} {number}"}])
             | dict(chosen=f"{words[0]}.", rejected=f"{words[1]}!", annotator="ann", strength=1.0)
             | dict(human_score_chosen=8 + 0.2 * random.normal(), human_score_rejected=2 + 0.2 * random.normal())
-            | dict(split="train" if number % 2 else "eval")
+            | dict(split="train" if number % 2 else "eval", iteration=1 if number % 4 == 2 else None)
         )
     return pl.DataFrame(rows, schema=SCHEMA)
 
@@ -110,6 +110,8 @@ def test_fresh_answers_anchors_domains_and_an_earlier_check(made, tmp_path, tiny
     outputs = check(made, tmp_path, rollouts=fresh, grading=graded, prompts=pool, anchors=anchors, graded_by=before)
     assert outputs.metrics["fresh_spearman/people"] > 0.6 and outputs.metrics["fresh_answers"] == 40
     assert outputs.metrics["anchor_agreement"] > 0.8
+    # Half of the held-out pairs are of the rollouts' iteration.
+    assert outputs.metrics["fresh_pairs"] == 30 and "fresh_pairs" not in first.metrics
     # The same answers by the map that was fitted to them: no drift.
     assert abs(outputs.metrics["graded_gap_bias"]) < 1e-6
     slices = outputs.tables["gap"].filter(pl.col("measure") == "gap_bias")["slice"].to_list()
