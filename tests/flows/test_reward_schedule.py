@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from flows.config import RunConfig, load_config, parse_config
-from flows.plan import before_training, print_plan, reward_models
+from flows.plan import print_plan
 from flows.prompt_history import outcomes_config
 from flows.reward_models import InCharge
 from flows.reward_schedule import Signs, drift, schedule
@@ -146,42 +146,6 @@ def test_check_prints_when_one_is_trained_and_what_it_must_hold(tmp_path, tiny_m
     Campaign(config.resolved_root(), "quickstart").commit(State(iteration=1, reward_model="reward_model/abc", **usual))
     print_plan(config, Console(width=200))
     assert "none: reward_model/abc is frozen" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("sections", "kind", "others"),
-    [
-        ({}, "LoRA on the base with 1 linear head, bradley_terry", {}),
-        (
-            {"reward_model": {"members": 4, "head": "mlp", "base": "policy", "loss": "davidson"}},
-            "LoRA on the policy with 4 mlp heads, davidson",
-            {},
-        ),
-        (
-            {"reward_model": {"kind": "generative"}},
-            "a generative judge: LoRA on the base, bradley_terry",
-            {},
-        ),
-        (
-            {"frozen_heads": {"members": 3}, "states": {"layers": [2, 4], "poolings": ["last"]}},
-            "3 linear heads over frozen states",
-            {"states": "of both answers of every pair: layers 2, 4; last"},
-        ),
-        (
-            {"pair_quality": {}},
-            "LoRA on the base with 1 linear head, bradley_terry",
-            {
-                "states": "of both answers of every pair: layers about six; last, mean-48, answer",
-                "pair_quality": "10 models judge the labels: weakest 10% flip, next 30% smooth",
-            },
-        ),
-        ({"reward_model": {"enabled": False}, "pair_quality": {}}, None, {}),
-    ],
-)
-def test_the_plan_tells_which_kind_and_what_it_needs(sections, kind, others, tmp_path):
-    config = parse_config(REST | {"root": str(tmp_path)} | sections, "test")
-    assert dict(before_training(config)) == others
-    assert reward_models(config, range(2, 6)).partition("; ")[2] == (kind or "")
 
 
 def outcomes(reward_model: str | None, check: str | None = None, **history):
