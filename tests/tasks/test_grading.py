@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from storage.errors import InputError, StageFailed
 from storage.fingerprints import hashed_part
 from storage.records import BatchEntry, Grade, Reward, Rollout
-from tasks._training.heads import Scores
+from tasks._training.member_scores import MemberScores
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
 from tasks.grading.config import GraderConfig, GradingConfig
 from tasks.grading.grade import grade_samples
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_the_configuration_stops_the_stage():
 
 def test_reward_model_scores_are_squashed_around_their_training_mean():
     sampled = rollouts(*[("p", "x", "stop")] * 4)
-    scores = Scores(np.array([2.0, 4.0, 6.0, np.nan]), mean=4.0, std=2.0)
+    scores = MemberScores(np.array([[2.0], [4.0], [6.0], [np.nan]]), np.array([4.0]), np.array([2.0]))
     spec = GraderConfig(grader="reward_model")
     grades = grades_from_scores(sampled, scores, grader=spec, version="f00", latency_s=0.1)
     assert Grade.is_valid(grades)
