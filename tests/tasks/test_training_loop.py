@@ -19,7 +19,6 @@ from tasks._training.heads import (
     ended,
     fresh_scoring_model,
     save_scoring_model,
-    score,
     score_rows,
 )
 from tasks._training.logprobs import check_plain_head, token_logprobs
@@ -33,6 +32,7 @@ from tasks._training.lora import (
     trainable_parameters,
 )
 from tasks._training.packing import pack
+from tasks._training.reward_models import score
 
 CPU = torch.device("cpu")
 SPEC = LoraSpec(rank=4, alpha=8)
@@ -220,7 +220,7 @@ def test_bad_models_are_refused_by_name(tiny_model, tmp_path):
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside(tiny_model, tmp_path):
-    description = HeadDescription(end_token_id=2, dtype="float32", layers=1, score_mean=0.5, score_std=2.0)
+    description = HeadDescription(end_token_id=2, dtype="float32", layers=1, score_mean=(0.5,), score_std=(2.0,))
     model = fresh_scoring_model(tiny_model, SPEC, description, seed=3, device=CPU)
     prompts, responses = rows()
     together = score_rows(model, prompts, responses, tokens_per_microbatch=1000)
@@ -243,7 +243,7 @@ def test_answers_end_once():
 
 
 def test_a_reward_model_without_its_files_or_with_more_layers_than_the_base(tiny_model, tmp_path):
-    with pytest.raises(InputError, match=r"no head\.safetensors"):
+    with pytest.raises(InputError, match=r"no reward_model\.json"):
         score(tiny_model, tmp_path, [[1]], [[2]])
     with pytest.raises(InputError, match="layers: 9"):
         fresh_scoring_model(tiny_model, SPEC, HeadDescription(2, "float32", 9), seed=0, device=CPU)
