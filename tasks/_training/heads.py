@@ -27,6 +27,7 @@ from tasks._training.lora import (
     save_lora,
 )
 from tasks._training.member_scores import MemberScores
+from tasks._training.memory import freed_memory_kept
 from tasks._training.merging import POLICY_PREFIX, copy_policy, merge_adapter
 from tasks._training.packing import PackedBatch, pack
 from tasks._training.scalar_heads import Heads, HeadSpec, fresh_heads, hidden_size_of, load_heads, save_heads
@@ -180,7 +181,7 @@ def score_rows(
     """
     groups = group_rows(prompts, responses, max_tokens=tokens_per_microbatch)
     scores = np.zeros((len(prompts), len(model.head.weight)))
-    with torch.inference_mode():
+    with torch.inference_mode(), freed_memory_kept():
         for microbatch in plan_microbatches(groups, tokens_per_microbatch):
             batch = pack(microbatch, pad_token_id=0, device=model.device)
             scores[batch.rows] = model(batch).T.cpu().numpy()

@@ -16,6 +16,7 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED_FROM, KEPT_FREE = 32 * 2**20, 2**31 - 1
 DEFAULT_THRESHOLD = 128 * 2**10
+_keepers: list[None] = []
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Within, memory that tensors free on a CPU stays with the process for the next ones (glibc only).
 
     By default large blocks go back to the system when they are freed, and every micro-batch pays for fresh pages: a
-    twentieth of an update's time. Afterwards all of it is given back.
+    twentieth of an update's time, up to half of a forward pass's. When the outermost ends all of it is given back.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -31,12 +32,15 @@ def freed_memory_kept() -> Iterator[None]:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
     libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
+    _keepers.append(None)
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
-        libc.malloc_trim(0)
+        _keepers.pop()
+        if not _keepers:
+            libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
+            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
+            libc.malloc_trim(0)
 
 
 def peak_memory() -> dict[str, float]:

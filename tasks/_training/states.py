@@ -19,6 +19,7 @@ from tasks._training.heads import ended
 from tasks._training.layers import transformer_layers
 from tasks._training.logprobs import hidden_states
 from tasks._training.lora import load_headless_model
+from tasks._training.memory import freed_memory_kept
 from tasks._training.packing import PackedBatch, pack
 
 Progress = Callable[[int, int, str], None]
@@ -80,7 +81,7 @@ class StateReader:
         kept = [_cut(prompt, response, self.spec) for prompt, response in zip(prompts, responses, strict=True)]
         heads, tails = [row[0] for row in kept], [row[1] for row in kept]
         groups = group_rows(heads, tails, max_tokens=tokens_per_microbatch)
-        with torch.inference_mode():
+        with torch.inference_mode(), freed_memory_kept():
             for microbatch in plan_microbatches(groups, tokens_per_microbatch):
                 batch = pack(microbatch, pad_token_id=0, device=self.device)
                 states = _read(self.model, batch, self.spec.layers)

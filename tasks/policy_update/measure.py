@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks._training.batching import PromptGroup, group_rows, microbatch_tokens, plan_microbatches
 from tasks._training.logprobs import token_logprobs
+from tasks._training.memory import freed_memory_kept
 from tasks._training.packing import pack
 from tasks._training.parallel import ALONE, World, deal
 from tasks._training.value_head import token_values
@@ -19,6 +20,7 @@ from tasks.policy_update.rows import TrainingRows
 ByRow = dict[int, np.ndarray]
 
 
+@freed_memory_kept()
 def recompute(
     model: Any,
     rows: TrainingRows,

@@ -29,6 +29,7 @@ from tasks._training.lora import (
     save_lora,
     trainable_parameters,
 )
+from tasks._training.memory import freed_memory_kept
 from tasks._training.packing import PackedBatch, pack
 from tasks.sft.config import SftConfig
 from tasks.sft.demonstrations import Demonstration, Tokens, read_demonstrations, split_held_out
@@ -132,6 +133,7 @@ def loss_function(policy: Any, device: torch.device) -> Callable[[Microbatch], L
     return loss
 
 
+@freed_memory_kept()
 @torch.no_grad()
 def heldout_loss(policy: Any, demonstrations: Sequence[Demonstration], budget: int, device: torch.device) -> float:
     """The negative log-likelihood, nats per taught token, over all of the demonstrations."""
