@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,18 +33,19 @@ def ask_people(state: State, config: RunConfig, run: RunContext, graded: Graded)
         return None
     campaign = Campaign(run.root, config.campaign)
     before = Artifact.at(run.root, state.steps[LABELS]) if LABELS in state.steps else None
+    earlier = [campaign.state(k).steps for k in reversed(campaign.iterations()) if FIRST < k < run.iteration]
     queue = make_queue(
         rollouts=graded.rollouts,
         rewards=graded.grading,
         batch=graded.batch,
         labels=before,
         config=config.labelling,
+        **(_said_of(earlier, config.labelling, run.root) if before else {}),
         seed=derive_seed(config.seed, run.iteration, "people"),
         step=QUEUE,
     )
-    earlier = [campaign.state(k).steps for k in campaign.iterations() if FIRST < k < run.iteration]
     arguments: dict[str, Any] = {
-        "queues": [queue, *(Artifact.at(run.root, steps[QUEUE]) for steps in reversed(earlier) if QUEUE in steps)],
+        "queues": [queue, *(Artifact.at(run.root, steps[QUEUE]) for steps in earlier if QUEUE in steps)],
         "before": before,
         "config": COLLECT,
         "campaign": config.campaign,
@@ -52,6 +54,17 @@ def ask_people(state: State, config: RunConfig, run: RunContext, graded: Graded)
     if not collect_labels.artifact(run.root, **arguments).exists():
         _wait(queue, config, run)
     return collect_labels(**arguments, step=LABELS)
+
+
+def _said_of(earlier: Sequence[Mapping[str, str]], asked: LabellingConfig, root: str) -> dict[str, list[Artifact]]:
+    """The answers of which people were asked lately and their rewards, where a strategy looks for contradictions."""
+    if not asked.contradictions:
+        return {}
+    recent = [steps for steps in earlier[: asked.contradiction_iterations] if QUEUE in steps]
+    return {
+        "earlier_rollouts": [Artifact.at(root, steps["rollouts"]) for steps in recent],
+        "earlier_rewards": [Artifact.at(root, steps.get("rewards", steps["grading"])) for steps in recent],
+    }
 
 
 def _open(queue: Artifact, config: RunConfig, run: RunContext) -> None:

@@ -1,7 +1,6 @@
-"""Where a reward model and people disagree, or the reward model with itself: which pairs are worth a label. Pure.
+"""Where a reward model and people disagree: which pairs are worth another label. Pure.
 
-The targets of methods.md, 3.4: the largest residuals, high reward with a low human score, the reverse, and pairs of
-which the reward model is unsure on both sides.
+The targets of methods.md, 3.4: the largest residuals, high reward with a low human score, and the reverse.
 """
 
 from typing import NamedTuple
@@ -12,16 +11,14 @@ from jaxtyping import Bool, Float, Int
 Rows = Float[np.ndarray, " rows"]
 Groups = Int[np.ndarray, " rows"]
 Pairs = Int[np.ndarray, " pairs"]
-# In the order in which they are asked about. A reward model that people contradict comes before one that is unsure.
-UNDERRATED, OVERRATED, RESIDUAL, UNCERTAIN = "underrated", "overrated", "residual", "uncertain"
-REASONS = (UNDERRATED, OVERRATED, RESIDUAL, UNCERTAIN)
+UNDERRATED, OVERRATED, RESIDUAL = "underrated", "overrated", "residual"
+REASONS = (UNDERRATED, OVERRATED, RESIDUAL)
 
 
 class Candidates(NamedTuple):
     """Pairs of rows of one group, each once: sorted by reason as in `REASONS`, then the highest priority first.
 
-    `reason` indexes `REASONS`. The priority is |gap| in standard deviations, of an uncertain pair the sum of the two
-    uncertainties in means of all: comparable within a reason only.
+    `reason` indexes `REASONS`. The priority is |gap| in standard deviations.
     """
 
     first: Pairs
@@ -43,44 +40,28 @@ def gaps(rewards: Rows, humans: Rows) -> Rows:
     return out
 
 
-def disagreements(
-    groups: Groups,
-    rewards: Rows,
-    humans: Rows | None = None,
-    uncertainties: Rows | None = None,
-    *,
-    quantile: float = 0.8,
-) -> Candidates:
+def disagreements(groups: Groups, rewards: Rows, humans: Rows, *, quantile: float = 0.8) -> Candidates:
     """The pairs that people should look at.
 
-    `groups` numbers the prompts; `rewards` (NaN: none) are the reward model's, `humans` absolute scores (NaN: unknown),
-    `uncertainties` the spread over its members. "High" is at or above the `quantile` of all rows, "low" at or below
-    1 - `quantile`.
+    `groups` numbers the prompts; `rewards` (NaN: none) are the reward model's, `humans` people's scores (NaN: unknown).
+    "High" is at or above the `quantile` of all rows, "low" at or below 1 - `quantile`.
 
     - underrated: human score high, reward low. Shown beside the answer that the reward model ranks next above it.
     - overrated: reward high, human score low. Beside the one ranked next below it.
     - residual: any other row whose |gap| is high, beside its neighbour on that side.
-    - uncertain: both answers' uncertainty is high.
 
     At the end of a ranking the neighbour on the other side takes its place; a group of one row has no pair.
     """
     ranking = _Ranking(groups, rewards)
+    gap = gaps(rewards, humans)
+    size = np.abs(gap)
+    over = (gap > 0) & _high(rewards, quantile) & _low(humans, quantile)
+    under = (gap < 0) & _low(rewards, quantile) & _high(humans, quantile)
     parts: list[tuple[int, Pairs, Pairs, Rows]] = []
-    if humans is not None:
-        gap = gaps(rewards, humans)
-        size = np.abs(gap)
-        clear = _high(size, quantile)
-        over = (gap > 0) & _high(rewards, quantile) & _low(humans, quantile)
-        under = (gap < 0) & _low(rewards, quantile) & _high(humans, quantile)
-        for reason, rows in ((UNDERRATED, under), (OVERRATED, over), (RESIDUAL, clear & ~over & ~under)):
-            chosen = np.flatnonzero(rows)
-            chosen, partners = ranking.beside(chosen, np.where(gap[chosen] > 0, 1, -1))
-            parts.append((REASONS.index(reason), chosen, partners, size[chosen]))
-    if uncertainties is not None:
-        first, second = _within(groups, _high(uncertainties, quantile) & np.isfinite(rewards))
-        scale = float(np.nanmean(uncertainties)) if len(first) else 1.0
-        priority = (uncertainties[first] + uncertainties[second]) / (scale or 1.0)
-        parts.append((REASONS.index(UNCERTAIN), first, second, priority))
+    for reason, rows in ((UNDERRATED, under), (OVERRATED, over), (RESIDUAL, _high(size, quantile) & ~over & ~under)):
+        chosen = np.flatnonzero(rows)
+        chosen, partners = ranking.beside(chosen, np.where(gap[chosen] > 0, 1, -1))
+        parts.append((REASONS.index(reason), chosen, partners, size[chosen]))
     return _once(parts)
 
 
@@ -110,27 +91,8 @@ class _Ranking:
         return np.where(inside & (self._groups[found] == self._groups[rows]), found, -1)
 
 
-def _within(groups: Groups, rows: Bool[np.ndarray, " rows"]) -> tuple[Pairs, Pairs]:
-    """All pairs of the marked rows that share a group."""
-    members = np.flatnonzero(rows)
-    members = members[np.argsort(groups[members], kind="stable")]
-    first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    lag = 1
-    while lag < len(members):
-        together = np.flatnonzero(groups[members[lag:]] == groups[members[:-lag]])
-        if not len(together):
-            break
-        first.append(members[together])
-        second.append(members[together + lag])
-        lag += 1
-    return np.concatenate(first), np.concatenate(second)
-
-
 def _once(parts: list[tuple[int, Pairs, Pairs, Rows]]) -> Candidates:
     """Every pair under the first of its reasons, with the highest priority that it has there."""
-    if not parts:
-        nothing = np.empty(0, np.int64)
-        return Candidates(nothing, nothing, nothing, np.empty(0))
     first, second, priority = (np.concatenate([part[at] for part in parts]) for at in (1, 2, 3))
     reason = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
     order = np.lexsort((second, first, -priority, reason))

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 
 from storage.errors import InputError
+from tasks._maths.disagreement import REASONS
 from tasks.label_queue.config import LabellingConfig
 from tasks.label_queue.strategies import Candidates
 
@@ -14,47 +15,54 @@ SIDES = ("first", "second")
 
 
 def answers_of(
-    rollouts: pl.LazyFrame, rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig, seed: int
+    rollouts: pl.LazyFrame, rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig
 ) -> pl.DataFrame:
-    """`rollout_id, prompt_id, order, score, uncertainty` of what people can be shown; no text twice to a prompt.
+    """`rollout_id, prompt_id, text, score, uncertainty` of what people can be shown; no text twice to a prompt.
 
-    `order` ranks a prompt's answers by their text, so that a pair is the same one whenever it comes. Raises
-    `InputError` for `labelling.grader` that isn't there, or not named where several graders give uncertainties.
+    Raises `InputError` for `labelling.grader` that isn't there, or not named where several graders give uncertainties.
     """
     answers = (
         rollouts.filter(pl.col("finish_reason") != "abort", pl.col("text").str.strip_chars() != "")
         .sort("rollout_id")
         .unique(["prompt_id", "text"], keep="first", maintain_order=True)
-        .select("rollout_id", "prompt_id", pl.col("text").rank("ordinal").over("prompt_id").alias("order"))
+        .select("rollout_id", "prompt_id", "text")
         .collect()
     )
-    drawn = np.random.default_rng(seed).random(len(answers))
-    answers = (
-        answers.with_columns(pl.Series("drawn", drawn))
-        .filter(pl.col("drawn").rank("ordinal").over("prompt_id") <= ANSWERS_PER_PROMPT)
-        .drop("drawn")
-    )
-    return answers.join(_scores(rewards, grades, config), on="rollout_id", how="left", maintain_order="left").select(
-        ANSWER
-    )
+    return answers.join(_scores(rewards, grades, config), on="rollout_id", how="left", maintain_order="left")
+
+
+def drawn_answers(answers: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """`rollout_id, prompt_id, order, score, uncertainty` of at most `ANSWERS_PER_PROMPT` answers to each prompt.
+
+    `order` ranks a prompt's answers by their text, so that a pair is the same one whenever it comes.
+    """
+    ranked = answers.with_columns(pl.col("text").rank("ordinal").over("prompt_id").alias("order"))
+    drawn = pl.Series("drawn", np.random.default_rng(seed).random(len(answers)))
+    kept = ranked.with_columns(drawn).filter(pl.col("drawn").rank("ordinal").over("prompt_id") <= ANSWERS_PER_PROMPT)
+    return kept.select(ANSWER)
 
 
 def pairs_of(answers: pl.DataFrame) -> pl.DataFrame:
-    """Every two answers to a prompt, once: `first_*` and `second_*` of `ANSWER`'s columns, sorted by their ids."""
+    """Every two answers to a prompt, once: `first_*` and `second_*` of `ANSWER`'s columns, sorted by their ids.
+
+    Nobody has said anything of them: `contradiction` and `gap` are null.
+    """
     sides = [answers.rename({name: f"{side}_{name}" for name in ANSWER if name != "prompt_id"}) for side in SIDES]
     return (
         sides[0]
         .join(sides[1], on="prompt_id", how="inner")
         .filter(pl.col("first_order") < pl.col("second_order"))
         .drop("first_order", "second_order")
+        .with_columns(contradiction=pl.lit(None, pl.String), gap=pl.lit(None, pl.Float64))
         .sort("prompt_id", "first_rollout_id", "second_rollout_id")
     )
 
 
 def known_of(pairs: pl.DataFrame, answers: pl.DataFrame, grades: pl.LazyFrame, seed: int) -> Candidates:
-    """The pairs as the strategies take them."""
+    """The pairs as the strategies take them. Those with a `contradiction` have its `gap` and nothing else."""
+    fresh = pairs["contradiction"].is_null().to_numpy()
     values = {
-        f"{side}_{name}": pairs[f"{side}_{name}"].cast(pl.Float64).to_numpy().astype(np.float64)
+        f"{side}_{name}": np.where(fresh, _floats(pairs[f"{side}_{name}"]), np.nan)
         for side in SIDES
         for name in ("score", "uncertainty")
     }
@@ -63,8 +71,13 @@ def known_of(pairs: pl.DataFrame, answers: pl.DataFrame, grades: pl.LazyFrame, s
         **values,
         spread=float(spread) if isinstance(spread, float) else 0.0,
         margins=_margins(pairs, grades),
-        drawn=np.random.default_rng([seed, 1]).random(len(pairs)),
+        drawn=np.where(fresh, np.random.default_rng([seed, 1]).random(len(pairs)), np.nan),
+        gaps={name: np.where(pairs["contradiction"] == name, _floats(pairs["gap"]), np.nan) for name in REASONS},
     )
+
+
+def _floats(column: pl.Series) -> np.ndarray:
+    return column.cast(pl.Float64).to_numpy().astype(np.float64)
 
 
 def without(pairs: pl.DataFrame, labelled: pl.DataFrame, rollouts: pl.LazyFrame) -> pl.DataFrame:

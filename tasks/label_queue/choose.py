@@ -28,23 +28,24 @@ def choose(pairs: pl.DataFrame, known: Candidates, config: LabellingConfig) -> p
         pl.Series("reason", [name for _, name in picked], pl.String),
         pl.Series("priority", [float(priorities[name][row]) for row, name in picked], pl.Float64),
         pl.Series("uncertainty", unsure, pl.Float64).fill_nan(None),
-        pl.int_range(len(rows), dtype=pl.Int32).alias("position"),
     )
 
 
-def queue_of(chosen: pl.DataFrame, rollouts: pl.LazyFrame, batch: pl.LazyFrame, iteration: int) -> pl.DataFrame:
-    """The `label_queue` frame of chosen pairs."""
+def queue_of(chosen: pl.DataFrame, rollouts: pl.LazyFrame, prompts: pl.LazyFrame, iteration: int) -> pl.DataFrame:
+    """The `label_queue` frame of chosen pairs. `prompts`: a batch, or earlier items."""
     wanted = pl.concat([chosen["first_rollout_id"], chosen["second_rollout_id"]]).unique().implode()
     answers = rollouts.filter(pl.col("rollout_id").is_in(wanted)).select(ANSWER).collect(engine="streaming")
-    prompts = batch.filter(pl.col("prompt_id").is_in(chosen["prompt_id"].unique().implode())).select(PROMPT).collect()
-    items = chosen.join(prompts, on="prompt_id", how="inner", maintain_order="left")
+    asked = prompts.filter(pl.col("prompt_id").is_in(chosen["prompt_id"].unique().implode())).select(PROMPT)
+    asked = asked.unique("prompt_id", keep="first", maintain_order=True)
+    items = chosen.join(asked.collect(), on="prompt_id", how="inner", maintain_order="left")
     for side in ("first", "second"):
         own = answers.rename({"rollout_id": f"{side}_rollout_id", "text": side, "policy_id": f"{side}_policy_id"})
         items = items.join(own, on=f"{side}_rollout_id", how="inner", maintain_order="left")
     ids = [item_id_of(row["messages"], row["first"], row["second"]) for row in items.iter_rows(named=True)]
-    return items.with_columns(
-        pl.Series("item_id", ids, pl.String), pl.lit(iteration, pl.Int32).alias("iteration")
-    ).select(LabelItem.column_names())
+    named = items.with_columns(pl.Series("item_id", ids, pl.String), pl.lit(iteration, pl.Int32).alias("iteration"))
+    # An earlier iteration's pair may have the words of one of this iteration's.
+    once = named.unique("item_id", keep="first", maintain_order=True)
+    return once.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("position")).select(LabelItem.column_names())
 
 
 def item_id_of(messages: list[dict[str, str]], first: str, second: str) -> str:

@@ -8,9 +8,10 @@ from storage.artifacts import Artifact, Outputs
 from storage.labels import LabelQueues, joined_labels, labelled_items
 from storage.records import RECORDS
 from tasks._stage import StageContext, stage
-from tasks.label_queue.candidates import answers_of, known_of, pairs_of, without
-from tasks.label_queue.choose import choose, queue_metrics, queue_of
+from tasks.label_queue.candidates import answers_of, drawn_answers, known_of, pairs_of, without
+from tasks.label_queue.choose import PROMPT, choose, queue_metrics, queue_of
 from tasks.label_queue.config import LabellingConfig
+from tasks.label_queue.contradictions import contradicted_pairs, scores_by_people
 from tasks.label_queue.measures import label_metrics
 
 
@@ -27,15 +28,29 @@ def make_queue(
     labels: Artifact | None,
     config: LabellingConfig,
     *,
+    earlier_rollouts: Sequence[Artifact] = (),
+    earlier_rewards: Sequence[Artifact] = (),
     seed: int,
     context: StageContext,
 ) -> Outputs:
-    """The pairs of this iteration's answers that people are asked about. `labels`: what they said so far."""
+    """The pairs of this iteration's answers that people are asked about. `labels`: what they said so far.
+
+    `earlier_rollouts` with their rewards: what they said it of, for the strategies that look for contradictions.
+    """
     sampled, grades = rollouts.scan("rollouts"), rewards.scan("grades")
-    answers = answers_of(sampled, rewards.scan("rewards"), grades, config, seed)
-    pairs = without(pairs_of(answers), _labelled_enough(labels, config), sampled)
+    answers = drawn_answers(answers_of(sampled, rewards.scan("rewards"), grades, config), seed)
+    prompts, candidates = batch.scan("batch"), [pairs_of(answers)]
+    if labels is not None and config.contradictions and earlier_rollouts:
+        people = scores_by_people(labels.read("labels"), labels.read("label_queue"))
+        for made, graded in zip(earlier_rollouts, earlier_rewards, strict=True):
+            known = answers_of(made.scan("rollouts"), graded.scan("rewards"), graded.scan("grades"), config)
+            candidates.append(contradicted_pairs(known, people, config))
+        prompts = pl.concat([table.select(PROMPT) for table in (prompts, labels.scan("label_queue"))])
+        sampled = pl.concat([each.scan("rollouts") for each in (rollouts, *earlier_rollouts)], how="diagonal")
+    pairs = pl.concat(candidates, how="diagonal")
+    pairs = without(pairs, _labelled_enough(labels, config), sampled)
     chosen = choose(pairs, known_of(pairs, answers, grades, seed), config)
-    queue = queue_of(chosen, sampled, batch.scan("batch"), context.iteration)
+    queue = queue_of(chosen, sampled, prompts, context.iteration)
     context.log.info("label queue: %d of %d pairs", len(queue), len(pairs))
     return Outputs(metrics=queue_metrics(queue, len(pairs)), label_queue=queue)
 

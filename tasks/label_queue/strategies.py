@@ -3,12 +3,16 @@
 Each gives one number per pair: the higher ones come first, equal ones in a seeded shuffle, NaN never.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr
+
+from tasks._maths.disagreement import REASONS
 
 Pairs = Float[np.ndarray, " pairs"]
 
@@ -26,6 +30,9 @@ class Candidates(NamedTuple):
     """First minus second of every grader, over the standard deviation of that grader's scores."""
     drawn: Pairs
     """Uniform in [0, 1), seeded."""
+    gaps: Mapping[str, Pairs] = MappingProxyType({})
+    """Of pairs of earlier iterations, of which nothing else is known: by strategy how far people and the grader are
+    apart on one of the answers, in standard deviations."""
 
 
 def difference_uncertainty(pairs: Candidates) -> Pairs:
@@ -69,9 +76,15 @@ def audit(pairs: Candidates) -> Pairs:
     return pairs.drawn
 
 
+def contradiction(name: str, pairs: Candidates) -> Pairs:
+    """The pairs of an answer whose score people contradict, the largest difference first."""
+    return pairs.gaps.get(name, np.full(len(pairs.drawn), np.nan))
+
+
 STRATEGIES: dict[str, Callable[[Candidates], Pairs]] = {
     "uncertain": uncertain,
     "high_uncertainty": high_uncertainty,
     "disagreement": disagreement,
     "random": audit,
+    **{name: partial(contradiction, name) for name in REASONS},
 }

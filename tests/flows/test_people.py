@@ -18,7 +18,7 @@ from flows.config import parse_config
 from flows.people import LABELS, QUEUE, ask_people
 from flows.slow_grades import Graded
 from storage.artifacts import Artifact
-from storage.campaigns import State
+from storage.campaigns import Campaign, State
 from storage.labels import LabelQueues
 from storage.records import RECORDS, Reward
 from tasks._stage import RunContext, run_context
@@ -74,9 +74,9 @@ def asks(state, config, run, graded):
         return ask_people(state, config, run, graded)
 
 
-def ask(api, graded, config, state=None):
+def ask(api, graded, config, state=None, iteration=1):
     """One flow that asks; gives the run with its steps, and what it took up."""
-    run = RunContext(root=graded.rollouts.root, campaign=config.campaign, iteration=1, steps={})
+    run = RunContext(root=graded.rollouts.root, campaign=config.campaign, iteration=iteration, steps={})
     with temporary_settings({PREFECT_API_URL: api}):
         found = asks(state or state_after(None), config, run, graded)
     assert not isinstance(found, FlowState)
@@ -113,6 +113,21 @@ def test_waiting_ends_with_the_labels_and_the_artifact_is_never_made_twice(prefe
     # What comes later belongs to the next iteration: asked again, it waits for nothing and finds what there was.
     again, found = ask(prefect_server, graded, configured(size=4, wait_s=300, poll_s=0.05))
     assert found == labels and again.steps == run.steps
+
+
+def test_what_people_contradict_comes_again_in_the_next_iteration(prefect_server, graded):
+    person = label_soon(graded.rollouts.root, 4, threading.Event())
+    run, _ = ask(prefect_server, graded, configured(size=4, wait_s=300, poll_s=0.05))
+    person.join()
+    night = {"rollouts": graded.rollouts.id, "grading": graded.grading.id}
+    committed_state = state_after(run, 1).model_copy(update={"steps": {**run.steps, **night}})
+    Campaign(graded.rollouts.root, "people").commit(committed_state)
+    config = configured(size=4, strategies={"overrated": 1, "underrated": 1, "residual": 1}, labels_per_item=2)
+    later, _ = ask(prefect_server, graded, config, committed_state, iteration=2)
+    queue = Artifact.at(graded.rollouts.root, later.steps[QUEUE])
+    assert queue.manifest.inputs["earlier_rollouts.0"] == graded.rollouts.id
+    # Of every pair ada took the first, which the grader scores lower.
+    assert set(queue.read("label_queue")["reason"]) <= set(config.labelling.strategies) and queue.metrics["items"] > 0
 
 
 def test_another_campaign_with_the_same_queue_has_labels_of_its_own(prefect_server, graded):

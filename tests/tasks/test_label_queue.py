@@ -18,6 +18,7 @@ from storage.labels import LabelQueues
 from storage.records import Grade, LabelItem, Reward
 from tasks.label_queue.choose import choose
 from tasks.label_queue.config import COLLECT, LabellingConfig
+from tasks.label_queue.contradictions import scores_by_people
 from tasks.label_queue.stage import collect_labels, make_queue
 from tasks.label_queue.strategies import Candidates, disagreement, high_uncertainty, uncertain
 
@@ -217,6 +218,76 @@ def test_what_has_its_labels_is_not_asked_again(night, tmp_path):
     labels.withdraw(next(label.label_id for label in labels.standing() if label.choice == "tie"))
     again = collect_labels.function(before=first, **arguments)
     assert len(again.tables["labels"]) == 4 and items[1] not in set(again.tables["label_queue"]["item_id"])
+
+
+def said_of(night, folder, name, **said):
+    """The artifact of labels that ada gave: for each item's answers her choice and her two scores."""
+    queue = committed(folder, "label_queue", name, label_queue=queue_from(night, folder).tables["label_queue"])
+    root = night["rollouts"].root
+    opened = offer(root, queue)
+    labels = LabelQueues(root, CAMPAIGN).labels_of(opened.queue)
+    for row in queue.read("label_queue").to_dicts():
+        choice, *scores = said.get(f"{row['first']}_{row['second']}", ["skip", None, None])
+        labels.add(row["item_id"], "ada", choice, first_score=scores[0], second_score=scores[1])
+    outputs = collect_labels.function(queues=[queue], before=None, campaign=CAMPAIGN, context=context(folder))
+    return committed(folder, "labels", name, **outputs.tables)
+
+
+CONTRADICTED = {"overrated": 1, "underrated": 1, "residual": 1}
+
+
+@pytest.mark.parametrize("scores", [True, False], ids=["absolute scores", "choices alone"])
+def test_answers_that_people_contradict_come_again_beside_their_neighbour(night, tmp_path, scores):
+    # The grader: z .9, y .45, x .4 and a .9, b .1. People take b for the best and z for the worst.
+    said = {
+        "a_b": ("second", 2.0, 5.0),
+        "x_z": ("first", 4.0, 1.0),
+        "x_y": ("tie", 4.0, 4.0),
+    }
+    if not scores:
+        said = {pair: (choice, None, None) for pair, (choice, *_) in said.items()}
+    labels = said_of(night, tmp_path, "1", **said)
+    people = scores_by_people(labels.read("labels"), labels.read("label_queue"))
+    known = dict(people.select("text", "human").iter_rows())
+    whole = {"a": 2.0, "b": 5.0, "x": 4.0, "z": 1.0, "y": 4.0}
+    assert known == (whole if scores else {"a": 0.0, "b": 1.0, "x": 0.75, "z": 0.0, "y": 0.5})
+
+    rows = rollout_rows([("p2", "new")]).with_columns(rollout_id=pl.lit("tonight"))
+    tonight = {**night, "rollouts": committed(tmp_path, "rollouts", "2", rollouts=rows)}
+    tonight["rewards"] = committed(tmp_path, "grading", "2", **graded(rows, [0.5]))
+    earlier = {"earlier_rollouts": [night["rollouts"]], "earlier_rewards": [night["rewards"]]}
+    outputs = make_queue.function(
+        **tonight,
+        labels=labels,
+        config=LabellingConfig(strategies=CONTRADICTED, pairs_per_prompt=9, contradiction_quantile=0.7),
+        **earlier,
+        seed=3,
+        context=context(tmp_path, 2),
+    )
+    queue = outputs.tables["label_queue"]
+    assert LabelItem.is_valid(queue) and set(queue["iteration"]) == {2}
+    # a_b has its label already; z, overrated, comes beside y, which is next below it, and nobody compared the two.
+    assert queue.select("first", "second", "reason").rows() == [("y", "z", "overrated")]
+    assert queue["messages"][0][0]["content"] == "question 1"
+    asked_twice = make_queue.function(
+        **tonight,
+        labels=labels,
+        config=LabellingConfig(
+            strategies=CONTRADICTED, pairs_per_prompt=9, contradiction_quantile=0.7, labels_per_item=2
+        ),
+        **earlier,
+        seed=3,
+        context=context(tmp_path, 2),
+    ).tables["label_queue"]
+    again = asked_twice.filter(pl.col("prompt_id") == "p0").row(0, named=True)
+    assert (again["first"], again["second"], again["reason"]) == ("a", "b", "underrated")
+    item = labels.read("label_queue").filter(pl.col("first") == "a")["item_id"].item()
+    assert again["item_id"] == item, "the same pair is the same item"
+
+
+def test_without_labels_there_is_nothing_to_contradict(night, tmp_path):
+    outputs = queue_from(night, tmp_path, strategies=CONTRADICTED)
+    assert outputs.metrics == {"items": 0, "prompts": 0, "candidates": 4}
 
 
 def test_labels_are_their_campaigns_own(night, tmp_path):
