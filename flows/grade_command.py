@@ -17,7 +17,7 @@ from flows.tables import cell, number
 from storage.errors import InputError
 from storage.home import home
 from tasks.grading.addresses import ADDRESS
-from tasks.grading.config import MAJORITY, REWARD_MODEL, GraderConfig
+from tasks.grading.config import MAJORITY, OTHER_REWARD_MODEL, REWARD_MODEL, GraderConfig
 from tasks.grading.judges.config import JUDGES
 
 BINS, BAR_CHARS, EXTREMES, TEXT_CHARS = 10, 40, 3, 160
@@ -164,8 +164,10 @@ def _config(**values: Any) -> GraderConfig:
         values["name"] = "endpoint"
     if values["grader"] in (MAJORITY, *JUDGES):
         values["from_iteration"] = 1  # these are no held-out prompts
-    if values["grader"] == REWARD_MODEL:
-        raise InputError("--grader reward_model: a reward model grades in a run; name a verifier or one of your own")
+    if values["grader"] in (REWARD_MODEL, OTHER_REWARD_MODEL):
+        raise InputError(
+            f"--grader {values['grader']}: a reward model grades in a run; name a verifier or one of your own"
+        )
     try:
         return GraderConfig(**values)
     except ValidationError as error:

@@ -222,8 +222,8 @@ def _champion_scores(state: State, champion: Artifact, config: RunConfig, run: R
 
 
 def _judge_models(graders: GradingConfig, root: str, champion: Artifact | None = None) -> dict[str, Artifact]:
-    """What the local judges among the graders are served from, by their labels."""
-    found = {}
+    """What the local judges among the graders are served from, and other reward models score by, by their labels."""
+    found = {label: Artifact.at(root, model) for label, model in graders.other_reward_models.items()}
     for label, model in graders.local_models.items():
         found[label] = champion if champion is not None and model == CHAMPION else register_base(root, model)
     return found

@@ -9,7 +9,9 @@ from flows.config import RunConfig
 from flows.measured import pass_rates, pool_size, throughput
 from flows.reward_schedule import schedule
 from flows.tables import short_id
+from storage.artifacts import Artifact
 from storage.campaigns import Campaign
+from storage.errors import InputError
 from storage.models import find_base
 from storage.store import check_root
 from tasks.curate.decontaminate import check_sets
@@ -19,6 +21,8 @@ from tasks.grading.judges.config import CHAMPION
 from tasks.preferences.files import check_preference_files
 from tasks.sft.demonstrations import check_demonstrations
 
+REWARD_MODEL_DESCRIPTION = "reward_model.json"
+
 
 def check_inputs(config: RunConfig) -> None:
     """Raise `InputError` for a model, a source, a grader or a store that can't be used."""
@@ -26,6 +30,8 @@ def check_inputs(config: RunConfig) -> None:
     for model in config.grading.local_models.values():
         if model != CHAMPION:
             find_base(model)
+    for label, model in config.grading.other_reward_models.items():
+        _check_reward_model(label, Artifact.at(config.resolved_root(), model))
     for expansion in config.curate.expansions().values():
         if expansion.expand.model is not None:
             find_base(expansion.expand.model)
@@ -40,6 +46,17 @@ def check_inputs(config: RunConfig) -> None:
     if config.sft is not None:
         check_demonstrations(config.sft)
     check_root(config.resolved_root())
+
+
+def _check_reward_model(label: str, named: Artifact) -> None:
+    """Raises `InputError` for an artifact that isn't there, or is no reward model."""
+    if not named.exists():
+        raise InputError(
+            f"grading.graders: {label}: no {named.id} below {named.root}; expected a reward model of this store, whole "
+            "ids are in `posttrain show CAMPAIGN --json`"
+        )
+    if REWARD_MODEL_DESCRIPTION not in named.manifest.files:
+        raise InputError(f"grading.graders: {label}: {named.id} is no reward model; `reward_model/...` are")
 
 
 def print_plan(config: RunConfig, console: Console) -> None:

@@ -80,7 +80,7 @@ def _counting(label: str | None, graders: list[GraderConfig]) -> GraderConfig:
     """The grader whose outcomes count: the one named, else the first that answers at once and isn't a reward model."""
     if label is not None:
         return next(grader for grader in graders if grader.label == label)
-    fitting = [grader for grader in graders if not grader.is_slow and grader.grader != REWARD_MODEL]
+    fitting = [grader for grader in graders if not grader.is_slow and not grader.is_reward_model]
     return (fitting or graders)[0]
 
 
@@ -131,7 +131,7 @@ def _key_then(grades: Artifact, label: str) -> str | None:
     judge_model = manifest.inputs.get(f"judge_models.{label}")
     if grader.grader == REWARD_MODEL:
         judge_model = _scorer_key(*(manifest.inputs.get(name) for name in ("reward_model", "reward_check")))
-    if judge_model is None and (grader.local_model is not None or grader.grader == REWARD_MODEL):
+    if judge_model is None and (grader.local_model is not None or grader.is_reward_model):
         return None
     return _key(grader, judge_model)
 

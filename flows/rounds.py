@@ -82,7 +82,7 @@ class Sampler:
     def _make_room(self) -> None:
         """Sampling and grading take turns on the device where a grader may want it; else the engine stays for more."""
         own = any(":" in grader.grader or grader.grader == COMMAND for grader in self.graders.graders)
-        if own or self.graders.needs_reward_model or self.graders.local_models:
+        if own or self.graders.scores_here or self.graders.local_models:
             engines.free_accelerator()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tasks.grading.addresses import ADDRESS
-from tasks.grading.config import COMMAND, FOLDER, HTTP_JOBS, PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig
+from tasks.grading.config import COMMAND, FOLDER, HTTP_JOBS, PROMPT_VERIFIER, GraderConfig, GradingConfig
 from tasks.grading.deferred import open_deferred, version_of
 from tasks.grading.graders import version_of_grader
 from tasks.grading.judges.client import key_of
@@ -34,7 +34,7 @@ def check_graders(grading: GradingConfig, prompt_verifiers: Iterable[str]) -> No
     for grader in grading.graders:
         if grader.is_slow:
             _check_slow(grader)
-        elif grader.grader not in (PROMPT_VERIFIER, REWARD_MODEL):
+        elif grader.grader != PROMPT_VERIFIER and not grader.is_reward_model:
             _check_instant(grader)
     by_prompt = [grader for grader in grading.graders if grader.grader == PROMPT_VERIFIER]
     names = sorted(set(prompt_verifiers)) if by_prompt else []

@@ -1,5 +1,6 @@
 """Which graders score the rollouts, how much each weighs, and from which iteration."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,10 +14,12 @@ from tasks.grading.judges.config import JUDGES, JudgeConfig, check_judge
 
 PROMPT_VERIFIER = "verifier"
 REWARD_MODEL = "reward_model"
+OTHER_REWARD_MODEL = "other_reward_model"
 COMMAND = "command"
 MAJORITY = "majority"
 FOLDER = "folder"
 HTTP_JOBS = "http_jobs"
+ARTIFACT = re.compile(r"[a-z_]+/\w+")
 
 
 class BudgetConfig(StrictConfig):
@@ -56,7 +59,8 @@ class GraderConfig(StrictConfig):
     grader: str = Field(
         default=PROMPT_VERIFIER,
         min_length=1,
-        description="'verifier' (each prompt's own), 'reward_model', a verifier for every prompt by its name, "
+        description="'verifier' (each prompt's own), 'reward_model', 'other_reward_model' (params: reward_model, the "
+        "id of one in this store that the run doesn't train), a verifier for every prompt by its name, "
         "a judging language model ('rubric', 'pairwise', 'reference_judge'), package.module:function or :Class, an "
         "endpoint's http(s) address, or 'command'",
     )
@@ -121,8 +125,8 @@ class GraderConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _judge_draws_a_line(self) -> Self:
-        if self.judge and self.pass_score is None and self.grader in (REWARD_MODEL, *JUDGES):
-            named = "a reward model" if self.grader == REWARD_MODEL else self.grader
+        if self.judge and self.pass_score is None and (self.is_reward_model or self.grader in JUDGES):
+            named = "a reward model" if self.is_reward_model else self.grader
             raise ValueError(f"{named} draws no line between pass and fail; give the judge a pass_score")
         return self
 
@@ -133,8 +137,22 @@ class GraderConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _members_of_a_reward_model(self) -> Self:
-        if self.ensemble is not None and self.grader != REWARD_MODEL:
-            raise ValueError(f"{self.grader} has no members; ensemble is for {REWARD_MODEL}")
+        if self.ensemble is not None and not self.is_reward_model:
+            raise ValueError(f"{self.grader} has no members; ensemble is for {REWARD_MODEL} and {OTHER_REWARD_MODEL}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_the_other_reward_model(self) -> Self:
+        if self.grader != OTHER_REWARD_MODEL:
+            return self
+        named = self.params.get("reward_model")
+        if not (isinstance(named, str) and ARTIFACT.fullmatch(named)):
+            raise ValueError(
+                f"{OTHER_REWARD_MODEL}: expected params.reward_model, the id of a reward model's artifact such as "
+                f"reward_model/0123456789abcdef, found {named!r}; `posttrain show CAMPAIGN` names them"
+            )
+        if self.ensemble is not None and self.ensemble.absolute:
+            raise ValueError(f"{OTHER_REWARD_MODEL}: ensemble.absolute needs a calibration, and it is used without one")
         return self
 
     @model_validator(mode="after")
@@ -147,6 +165,11 @@ class GraderConfig(StrictConfig):
         if self.budget is not None and not self.is_slow:
             raise ValueError("a budget is for graders with latency: slow")
         return self
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether a reward model grades, this run's own or another one."""
+        return self.grader in (REWARD_MODEL, OTHER_REWARD_MODEL)
 
     @property
     def is_slow(self) -> bool:
@@ -213,8 +236,19 @@ class GradingConfig(StrictConfig):
 
     @property
     def needs_reward_model(self) -> bool:
-        """Whether one of the graders is the reward model."""
+        """Whether one of the graders is this run's own reward model."""
         return any(grader.grader == REWARD_MODEL for grader in self.graders)
+
+    @property
+    def scores_here(self) -> bool:
+        """Whether one of the graders is a reward model, which takes the device while it scores."""
+        return any(grader.is_reward_model for grader in self.graders)
+
+    @property
+    def other_reward_models(self) -> dict[str, str]:
+        """The ids of the reward models that the run doesn't train, by the label of the grader that scores by them."""
+        others = [grader for grader in self.graders if grader.grader == OTHER_REWARD_MODEL]
+        return {grader.label: str(grader.params["reward_model"]) for grader in others}
 
     @property
     def local_models(self) -> dict[str, str]:

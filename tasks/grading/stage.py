@@ -26,7 +26,14 @@ from tasks.grading.analysis import agreement_of, analysis_metrics, summarise_gra
 from tasks.grading.asking import Origin, ask
 from tasks.grading.collecting import collect, refuse_fresh
 from tasks.grading.composite import composite, grade_metrics, refuse_failures
-from tasks.grading.config import PROMPT_VERIFIER, REWARD_MODEL, GraderConfig, GradingConfig, SlowGradingConfig
+from tasks.grading.config import (
+    OTHER_REWARD_MODEL,
+    PROMPT_VERIFIER,
+    REWARD_MODEL,
+    GraderConfig,
+    GradingConfig,
+    SlowGradingConfig,
+)
 from tasks.grading.deferred import open_deferred, version_of
 from tasks.grading.grade import grade_frame, grade_samples, purse_for
 from tasks.grading.graders import RULE_VERSIONS, open_grader, version_of_grader
@@ -42,7 +49,7 @@ from tasks.grading.shards import check_order, shard_at, shard_count
 from tasks.grading.verdict import with_defaults
 from tasks.grading.verifiers.registry import resolve_verifier
 
-NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL)
+NOT_NAMED = (PROMPT_VERIFIER, REWARD_MODEL, OTHER_REWARD_MODEL)
 CALIBRATION = "calibration.json"
 SPENT = tuple(Spending().metrics())
 # Shards run side by side in threads; where a reward model and a local judge both grade, a device holds one at a time.
@@ -135,14 +142,16 @@ def grade(
 ) -> Outputs:
     """One grader's grades of one slice. `config` is already `active` for the iteration.
 
-    `judge_models`: the policy or base model of each of `config.local_models`, by the grader's label.
+    `judge_models`: the policy or base model of each of `config.local_models` and each of `config.other_reward_models`,
+    by the grader's label.
     `reward_check`: what the reward model was checked by; its calibration, if it has one, is applied.
     """
     part = shard_at(shard.index, shard.count, _samples(batch), config.graders)
     sampled = rollouts.scan("rollouts").slice(part.first, part.rows)
-    if part.grader.grader == REWARD_MODEL:
-        scored = sampled.select(SCORED_COLUMNS).collect()
-        return Outputs(grades=_by_reward_model(scored, reward_model, reward_check, part.grader))
+    if part.grader.is_reward_model:
+        own = part.grader.grader == REWARD_MODEL
+        scorer = (reward_model, reward_check) if own else ((judge_models or {}).get(part.grader.label), None)
+        return Outputs(grades=_by_reward_model(sampled.select(SCORED_COLUMNS).collect(), *scorer, part.grader))
     texts = sampled.select(SAMPLE_COLUMNS).collect()
     entries = batch.scan("batch").select("prompt_id", "samples").collect()
     check_order(texts["prompt_id"].to_list(), entries["prompt_id"].to_list(), entries["samples"].to_list(), part.first)
@@ -169,7 +178,7 @@ def _served_from(models: Mapping[str, Artifact]) -> Callable[[str, EngineConfig]
 @contextmanager
 def _device_for(grader: GraderConfig, config: GradingConfig) -> Iterator[None]:
     """The device alone for a local judge where a reward model wants it too; its engine ends before the next one."""
-    if grader.local_model is None or not config.needs_reward_model:
+    if grader.local_model is None or not config.scores_here:
         yield
         return
     with _one_model:
@@ -276,10 +285,13 @@ def _by_reward_model(
     sampled: pl.DataFrame, reward_model: Artifact | None, reward_check: Artifact | None, grader: GraderConfig
 ) -> pl.DataFrame:
     if reward_model is None:
-        raise InputError("grading.graders has a reward_model, but there is none yet; set its from_iteration later")
+        raise InputError(
+            f"grading.graders: {grader.label} is a reward model, but there is none yet; set its from_iteration later"
+        )
     from tasks._training import reward_models  # loads torch
 
-    options = with_defaults(REWARD_MODEL, grader.params, {"device": "auto", "tokens_per_microbatch": None})
+    params = {name: value for name, value in grader.params.items() if name != REWARD_MODEL}
+    options = with_defaults(grader.grader, params, {"device": "auto", "tokens_per_microbatch": None})
     prompts, answers = sampled["prompt_token_ids"].to_list(), sampled["token_ids"].to_list()
     with _one_model:
         started = time.perf_counter()

@@ -1,10 +1,11 @@
 """What a run file says of a reward model must be taken by what makes it."""
 
 import pytest
+from graded_rollouts import committed
 
 from flows.config import parse_config
 from flows.frozen_heads import drawn_states
-from flows.plan import reward_model_rows
+from flows.plan import check_inputs, reward_model_rows
 from storage.errors import InputError
 
 REST = {
@@ -93,3 +94,15 @@ def test_a_gate_that_nothing_passes_is_warned_of(sections, kept_out):
 )
 def test_check_tells_what_makes_the_reward_model(sections, rows):
     assert dict(reward_model_rows(parse_config(REST | sections, "test"))) == rows
+
+
+def test_another_reward_model_is_there_before_work_starts(tmp_path, tiny_model):
+    made = committed(tmp_path, "select")
+    for named, said in (
+        (f"reward_model/{'0' * 16}", "expected a reward model of this store"),
+        (made.id, "is no reward"),
+    ):
+        gold = {"grader": "other_reward_model", "weight": 0, "params": {"reward_model": named}}
+        run = REST | {"root": made.root, "model": {"path": str(tiny_model)}, "grading": {"graders": [{}, gold]}}
+        with pytest.raises(InputError, match=said):
+            check_inputs(parse_config(run, "test"))

@@ -11,6 +11,7 @@ from types import ModuleType
 import polars as pl
 import pytest
 import torch
+from pydantic import ValidationError
 
 from storage.artifacts import Artifact, Outputs
 from storage.commits import Attempt, Recipe, commit_outputs
@@ -144,6 +145,40 @@ def test_reward_model_shards_run_one_at_a_time_and_give_what_one_gives(tmp_path,
     whole = shard(0, 1)
     assert parts["rollout_id"].to_list() == whole["rollout_id"].to_list()
     assert parts["score"].to_list() == pytest.approx(whole["score"].to_list(), abs=1e-5)
+
+
+def test_another_reward_model_grades_beside_the_runs_own(tmp_path, reward_model):
+    named = {"grader": "other_reward_model", "name": "gold", "weight": 0.0}
+    gold = GraderConfig(**named, params={"reward_model": reward_model.id, "device": "cpu"})
+    config = GradingConfig(graders=[GraderConfig(), gold])
+    batch = batch_of(tmp_path, "haiku", samples=2)
+    inputs = dict(rollouts=rollouts_of(tmp_path, 2), batch=batch, reward_model=None, config=config)
+    context = StageContext(tmp_path, logging.getLogger(__name__), lambda done, total, label: None, iteration=1)
+    assert config.other_reward_models == {"gold": reward_model.id} and not config.needs_reward_model
+    assert set(grading.versions(config, batch)) == {"haiku"}
+    given = {"judge_models": {"gold": reward_model}, "shard": Shard(1, 2), "context": context}
+    found = grading.grade.function(**inputs, **given).tables["grades"]
+    own = grading.grade.function(
+        **inputs | {"reward_model": reward_model, "config": SCORED}, shard=Shard(0, 1), context=context
+    ).tables["grades"]
+    assert found["grader"].unique().to_list() == ["gold"]
+    assert found["grader_version"].unique().to_list() == [reward_model.fingerprint]
+    assert found["score"].to_list() == own["score"].to_list()
+    with pytest.raises(InputError, match="gold is a reward model, but there is none"):
+        grading.grade.function(**inputs, **given | {"judge_models": {}})
+
+
+@pytest.mark.parametrize(
+    ("params", "ensemble"),
+    [
+        ({}, None),
+        ({"reward_model": "newest"}, None),
+        ({"reward_model": f"reward_model/{'0' * 16}"}, {"absolute": True}),
+    ],
+)
+def test_another_reward_model_is_named_by_its_id(params, ensemble):
+    with pytest.raises(ValidationError, match=r"expected params\.reward_model|used without one"):
+        GraderConfig(grader="other_reward_model", params=params, ensemble=ensemble)
 
 
 def test_rollouts_of_another_batch_are_refused(tmp_path):
