@@ -25,8 +25,8 @@ def outcomes_of(
 
     `samples` outcomes with `successes` among them (soft ones in part) and `outcome_key`, who made them, of the first of
     `config.bases` that the prompt's rollouts have; `rewards` complete rewards with `reward_mean`, `reward_variance` (of
-    the group, not an estimate). Without `rewards` there are verdicts and scores alone. A rollout that wasn't graded
-    says nothing.
+    the group, not an estimate). `clipped` outcomes lie outside `reward_range` and count as its nearer
+    end. Without `rewards` there are verdicts and scores alone. A rollout that wasn't graded says nothing.
     """
     if rewards is None:
         rewards = pl.LazyFrame(schema={"rollout_id": pl.String, "reward": pl.Float64})
@@ -39,6 +39,9 @@ def outcomes_of(
         .join(rewards.select("rollout_id", "reward"), on="rollout_id", how="left")
         .with_columns(
             pl.col("passed").cast(pl.Float64).alias("verdict"),
+            pl.lit(False).alias("outside verdict"),
+            _is_outside("score", config.history).alias("outside score"),
+            _is_outside("reward", config.history).alias("outside reward"),
             _as_success("score", config.history).alias("score"),
             _as_success("reward", config.history).alias("reward_success"),
         )
@@ -47,6 +50,7 @@ def outcomes_of(
         .agg(
             *(pl.col(_column(basis)).count().alias(f"samples {basis}") for basis in config.bases),
             *(pl.col(_column(basis)).sum().alias(f"successes {basis}") for basis in config.bases),
+            *(pl.col(f"outside {basis}").sum().alias(f"clipped {basis}") for basis in config.bases),
             pl.col("grader_version").drop_nulls().first(),
             pl.col("reward").count().alias("rewards"),
             pl.col("reward").mean().alias("reward_mean"),
@@ -59,6 +63,7 @@ def outcomes_of(
         "prompt_id",
         pl.coalesce(*(has.then(pl.col(f"samples {basis}")) for basis, has in found)).fill_null(0).alias("samples"),
         pl.coalesce(*(has.then(pl.col(f"successes {basis}")) for basis, has in found)).alias("successes"),
+        pl.coalesce(*(has.then(pl.col(f"clipped {basis}")) for basis, has in found)).fill_null(0).alias("clipped"),
         pl.coalesce(*(has.then(_key(basis, config)) for basis, has in found)).alias("new_outcome_key"),
         "rewards",
         pl.col("reward_mean").alias("new_reward_mean"),
@@ -135,6 +140,7 @@ def history_metrics(history: pl.DataFrame, outcomes: pl.DataFrame) -> dict[str, 
     mean = known.select((pl.col("alpha") / (pl.col("alpha") + pl.col("beta"))).mean()).item()
     return {
         "outcomes": float(samples),
+        "clipped": float(outcomes["clipped"].sum()),
         "known": float(len(known)),
         "all_passed_fraction": easy,
         "all_failed_fraction": hard,
@@ -150,6 +156,10 @@ def _column(basis: str) -> str:
 def _as_success(column: str, config: HistoryConfig) -> pl.Expr:
     low, high = config.reward_range
     return ((pl.col(column) - low) / (high - low)).clip(0, 1)
+
+
+def _is_outside(column: str, config: HistoryConfig) -> pl.Expr:
+    return ~pl.col(column).is_between(*config.reward_range)
 
 
 def _key(basis: str, config: OutcomesConfig) -> pl.Expr:

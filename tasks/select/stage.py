@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from storage.artifacts import Artifact, Outputs
-from tasks._stage import stage
+from tasks._stage import StageContext, stage
 from tasks.select.config import EvalSelectConfig, SelectConfig
 from tasks.select.draw import batch_of, draw_prompts, held_out, iteration_after, starting_rates
 from tasks.select.history_config import OutcomesConfig
@@ -57,6 +57,8 @@ def record_outcomes(
     earlier_rollouts: Sequence[Artifact],
     earlier_grades: Sequence[Artifact],
     config: OutcomesConfig,
+    *,
+    context: StageContext,
 ) -> Outputs:
     """The history after an iteration: `history` holds its draws, `rewards` the grades and rewards of its `rollouts`.
 
@@ -79,6 +81,16 @@ def record_outcomes(
     )
     known = after_outcomes(known, outcomes, iteration, config)
     metrics = history_metrics(known, outcomes)
+    if metrics["clipped"]:
+        low, high = config.history.reward_range
+        context.log.warning(
+            "history: %d of %d outcomes lie outside select.history.reward_range, %g to %g, and count as its nearer "
+            "end; set it to what the grader gives",
+            metrics["clipped"],
+            metrics["outcomes"],
+            low,
+            high,
+        )
     facts: dict[str, list[float]] = {}
     if config.skipping is not None:
         rates = greso_rates(history) or Rates(config.skipping.start, config.skipping.start)

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from graded_rollouts import batch_rows, committed, rollout_rows
+from graded_rollouts import batch_rows, committed, context, rollout_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,24 +176,35 @@ def artifacts(folder, name, rollouts=ROLLOUTS, **more):
     return committed(folder, "rollouts", name, rollouts=frame), graded
 
 
-def test_the_stage_records_and_adapts(tmp_path):
+def test_the_stage_records_and_adapts(tmp_path, caplog):
     sampled, graded = artifacts(tmp_path, "1")
     drawn = committed(tmp_path, "select", "1", prompt_history=drawn_once("p0", "p1", "p2", "p3"))
     made = record_outcomes.function(
-        drawn, [sampled], [graded], [], [], config=settings_of(skipping=GresoConfig(hard_target=0.2, easy_target=0.3))
+        drawn,
+        [sampled],
+        [graded],
+        [],
+        [],
+        config=settings_of(skipping=GresoConfig(hard_target=0.2, easy_target=0.3)),
+        context=context(tmp_path),
     )
     history = made.tables["prompt_history"]
     assert row(history, "p0")["alpha"] == 2 and set(history["last_outcome"]) == {1}
     assert made.metrics["all_passed_fraction"] == 0.25 and made.metrics["all_failed_fraction"] == 0.25
     assert made.facts == {"greso_rates": [pytest.approx(0.51), pytest.approx(0.49)]}
     assert made.metrics["pass_rate"] == pytest.approx(4.7 / 10), "of all rollouts"
+    # p3 has no verdict, and a reward of 1.5.
+    assert made.metrics["clipped"] == 1
+    assert "1 of 10 outcomes lie outside select.history.reward_range, 0 to 1," in caplog.text
 
 
 def test_the_stage_reads_stored_grades_where_it_is_given_them(tmp_path):
     older, newer = artifacts(tmp_path, "1"), artifacts(tmp_path, "2", ROLLOUTS[:4], iteration=2)
     draws = drawn_once("p0", "p1", "p2", "p3").with_columns(pl.lit(2, pl.Int32).alias("last_iteration"))
     drawn = committed(tmp_path, "select", "2", prompt_history=draws)
-    made = record_outcomes.function(drawn, [newer[0]], [newer[1]], [older[0]], [older[1]], config=settings_of())
+    made = record_outcomes.function(
+        drawn, [newer[0]], [newer[1]], [older[0]], [older[1]], config=settings_of(), context=context(tmp_path)
+    )
     history = made.tables["prompt_history"]
     assert (row(history, "p0")["alpha"], row(history, "p0")["beta"], row(history, "p0")["last_outcome"]) == (
         2.5,
