@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 
 from storage.fingerprints import digest
 from tasks._engines.chat import render
@@ -45,6 +46,11 @@ def distinct_answers(preferences: pl.DataFrame, tokenizer: Any) -> DistinctAnswe
     paired = pl.DataFrame(pairs, schema=dict.fromkeys(names, pl.String), orient="row")
     responses = [np.array(each, dtype=np.int32) for each in encoded]
     return DistinctAnswers(list(seen), [prompt for prompt, _ in seen.values()], responses, paired)
+
+
+def answer_states(answer_ids: list[str], states: Float[np.ndarray, "answers features"]) -> pl.DataFrame:
+    """The `AnswerState` frame."""
+    return pl.DataFrame({"answer_id": answer_ids, "state": pl.Series(np.ascontiguousarray(states)).arr.to_list()})
 
 
 def answer_id(messages: list[dict[str, str]], text: str) -> str:

@@ -24,7 +24,7 @@ def read_answers(
     from tasks._training.batching import microbatch_tokens
     from tasks._training.drawn_pairs import drawn, of_sources
     from tasks._training.states import StateReader, read_states
-    from tasks.states.answers import distinct_answers
+    from tasks.states.answers import answer_states, distinct_answers
     from tasks.states.spec import spec_of
 
     folder = resolve_policy(base).base
@@ -43,11 +43,10 @@ def read_answers(
         progress=context.progress,
     )
     context.log.info("states: %d answers of %d pairs, %d features", len(states), len(answers.paired), states.shape[1])
-    table = pl.DataFrame({"answer_id": answers.answer_ids, "state": pl.Series(list(states), dtype=pl.List(pl.Float32))})
     metrics = {"answers": float(len(states)), "pairs": float(len(answers.paired)), "features": float(states.shape[1])}
     return Outputs(
         metrics=metrics,
         facts={"base": base_of(base).id, "states": asdict(spec)},
-        states=table,
+        states=answer_states(answers.answer_ids, states),
         paired_answers=answers.paired,
     )

@@ -95,7 +95,7 @@ def states_of(preferences: pl.DataFrame, tried: dict[str, Any], folder: Path) ->
     from tasks._engines.chat import load_tokenizer
     from tasks._training.batching import microbatch_tokens
     from tasks._training.states import StateReader, read_states
-    from tasks.states.answers import distinct_answers
+    from tasks.states.answers import answer_states, distinct_answers
     from tasks.states.config import StatesConfig
     from tasks.states.spec import spec_of
 
@@ -119,8 +119,7 @@ def states_of(preferences: pl.DataFrame, tried: dict[str, Any], folder: Path) ->
     layers = [READ["layers"].index(layer) for layer in tried["layers"]]
     poolings = [READ["poolings"].index(pooling) for pooling in tried["poolings"]]
     chosen = blocks[:, layers][:, :, poolings].reshape(len(blocks), -1)
-    table = {"answer_id": answers.answer_ids, "state": pl.Series(list(chosen), dtype=pl.List(pl.Float32))}
-    return pl.DataFrame(table), answers.paired
+    return answer_states(answers.answer_ids, chosen), answers.paired
 
 
 def show(done: int, total: int, label: str) -> None:
