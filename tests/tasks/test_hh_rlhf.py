@@ -20,9 +20,13 @@ def test_pairs_are_read():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_best_configuration_beats_the_mark(tmp_path):
-    """From scratch: forward passes, then five folds by prompt, ridges chosen inside the training folds, three seeds."""
-    found = hh_rlhf.validated(hh_rlhf.read_pairs(), hh_rlhf.TRIED[hh_rlhf.BEST], tmp_path, members=5, repeats=3)
+    """From scratch: forward passes, then five folds by prompt, ridges chosen inside the training folds, ten seeds."""
+    pairs, best = hh_rlhf.read_pairs(), hh_rlhf.TRIED[hh_rlhf.BEST]
+    reached = hh_rlhf.confirmed(pairs, best, tmp_path)
+    assert np.mean(reached) >= hh_rlhf.GOAL and min(reached) > hh_rlhf.MARK, reached
+    found = hh_rlhf.validated(pairs, best, tmp_path, members=5, repeats=1)
     accuracy = {(row["split"], row["heads"]): row["accuracy"] for row in found.iter_rows(named=True)}
-    assert max(accuracy["by_prompt", heads] for heads in ("single", "ensemble")) >= hh_rlhf.GOAL, accuracy
-    leaked = np.mean([accuracy["by_pair", heads] for heads in ("single", "ensemble")])
-    assert leaked > np.mean([accuracy["by_prompt", heads] for heads in ("single", "ensemble")]) - 0.01
+    leaked, honest = (
+        np.mean([accuracy[split, heads] for heads in ("single", "ensemble")]) for split in ("by_pair", "by_prompt")
+    )
+    assert leaked > honest - 0.01
