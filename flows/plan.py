@@ -68,18 +68,22 @@ def print_plan(config: RunConfig, console: Console) -> None:
     target = last + config.iterations_per_run if config.iterations_per_run else config.iterations
     todo = max(0, target - last)
     rollouts = config.select.prompts_per_iteration * config.select.samples_per_prompt
-    longest = rollouts * config.rollouts.sampling.max_tokens
+    most = config.rounds.most_prompts(config.select.prompts_per_iteration) * config.select.samples_per_prompt
+    longest = most * config.rollouts.sampling.max_tokens
     console.print(f"campaign {config.campaign}, root {root}: {last} of {target} iterations are committed")
     if config.sft is not None:
         sources = ", ".join(source.path for source in config.sft.sources)
         console.print(f"before the first iteration: sft on {sources}, {config.sft.epochs} epochs")
     for position, expansion in config.curate.expansions().items():
         asked, writer = expansion.expand, expansion.expand.model or config.model.path
-        most = asked.max_rounds * asked.requests_per_round
-        console.print(f"before curate: expand-{position}, {asked.prompts} prompts by {writer}, at most {most} requests")
+        requests = asked.max_rounds * asked.requests_per_round
+        console.print(
+            f"before curate: expand-{position}, {asked.prompts} prompts by {writer}, at most {requests} requests"
+        )
     table = Table("stage", "in every iteration", title=f"{todo} iterations to run")
     for name, what in [
         ("select", f"{config.select.prompts_per_iteration} prompts x {config.select.samples_per_prompt} samples"),
+        *_rounds(config, most),
         ("rollouts", f"{rollouts} rollouts, at most {longest:,} tokens, engine {config.rollouts.engine.name}"),
         (
             "grading",
@@ -104,6 +108,16 @@ def print_plan(config: RunConfig, console: Console) -> None:
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")
     console.print()
     print_budget_of(config, max(target, 1) * rollouts, console)
+
+
+def _rounds(config: RunConfig, most: int) -> list[tuple[str, str]]:
+    """What an iteration samples beyond one batch, or less."""
+    screening, refill, said = config.rounds.screening, config.rounds.refill, []
+    if screening is not None:
+        said.append(f"{screening.samples} samples of each prompt, the rest where they vary")
+    if refill is not None:
+        said.append(f"other prompts until {refill.groups} groups survive, at most {most} rollouts in all")
+    return [("rounds", "; ".join(said))] if said else []
 
 
 def _reward_models(config: RunConfig, iterations: range) -> str:

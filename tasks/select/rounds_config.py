@@ -36,6 +36,12 @@ class RoundsConfig(StrictConfig):
         """Whether an iteration may sample more than once."""
         return self.screening is not None or self.refill is not None
 
+    def most_prompts(self, first: int) -> int:
+        """Prompts that an iteration draws at most where its first round draws `first`."""
+        if self.refill is None:
+            return first
+        return first + (self.refill.max_rounds - 1) * (self.refill.prompts or first)
+
 
 class DrawMoreConfig(StrictConfig):
     """The draw of a further round: as the first one, of so many prompts."""

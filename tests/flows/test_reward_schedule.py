@@ -148,6 +148,23 @@ def test_check_prints_when_one_is_trained_and_what_it_must_hold(tmp_path, tiny_m
     assert "none: reward_model/abc is frozen" in capsys.readouterr().out
 
 
+def test_check_counts_the_rounds(tmp_path, tiny_model, capsys):
+    config = load_config(
+        REPOSITORY / "deployments" / "quickstart.yaml",
+        [
+            "rounds={screening: {samples: 2}, refill: {groups: 20, max_rounds: 3, prompts: 10}}",
+            f"model.path={tiny_model}",
+            f"root={tmp_path / 'root'}",
+        ],
+    )
+    print_plan(config, Console(width=200))
+    plan = capsys.readouterr().out
+    assert "2 samples of each prompt, the rest where they vary; other prompts until 20 groups survive" in plan
+    most = (32 + 2 * 10) * 8
+    assert f"at most {most} rollouts in all" in plan
+    assert f"in all: at most {3 * most * 48:,} sampled tokens" in plan
+
+
 def outcomes(reward_model: str | None, check: str | None = None, **history):
     config = parse_config(REST | {"select": {"history": history}}, "test")
     made = [
