@@ -27,7 +27,7 @@ from tasks.curate.config import CurateConfig
 from tasks.evaluation.config import EvaluationConfig
 from tasks.filtering.config import FilteringConfig
 from tasks.frozen_heads.config import FrozenHeadsConfig
-from tasks.grading.config import REWARD_MODEL, GraderConfig, GradingConfig
+from tasks.grading.config import OTHER_REWARD_MODEL, REWARD_MODEL, GraderConfig, GradingConfig
 from tasks.label_queue.config import LabellingConfig
 from tasks.pair_quality.config import PairQualityConfig
 from tasks.policy_update.config import PolicyUpdateConfig
@@ -179,6 +179,11 @@ class RunConfig(StrictConfig):
                     f"filtering.rules: {rule.kind} reads grader {absent[0]!r}, and there is none; add it to "
                     f"grading.graders, or name one of {sorted(labels)}"
                 )
+            if rule.kind in ("uncertain", "signal_to_noise") and not rule.named and self.grading.other_reward_models:
+                raise ValueError(
+                    f"filtering.rules: {rule.kind} would take the uncertainty of {OTHER_REWARD_MODEL} too; name its "
+                    f"grader, one of {sorted(labels)}"
+                )
         if self.filtering.advantage == "per_component" and not self.grading.composite.is_default:
             raise ValueError(
                 "filtering.advantage per_component normalises the graders' scores and leaves grading.composite out; "
@@ -200,6 +205,14 @@ class RunConfig(StrictConfig):
                 f"KL(policy || reference) ({WRONG_GRADIENT[update.kl.place, update.kl.estimator]}); "
                 f"{' or '.join(right)} has"
             )
+        if self.report.gold and self.report.gold == self.preferences.grader:
+            found.append(
+                f"report.gold: {self.report.gold} also makes the pairs that the reward model learns from; name one "
+                "that it can't learn from"
+            )
+        own = [grader.label for grader in self.grading.graders if grader.grader == REWARD_MODEL]
+        if self.report.gold in own:
+            found.append("report.gold is the run's own reward model, which would be compared with itself")
         return found + gate_warnings(self.reward_model, self.reward_gate, self.preferences)
 
     @property

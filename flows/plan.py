@@ -12,7 +12,8 @@ from flows.tables import short_id
 from storage.artifacts import Artifact
 from storage.campaigns import Campaign
 from storage.errors import InputError
-from storage.models import find_base
+from storage.models import convert_base, find_base
+from storage.policies import base_of, resolve_policy
 from storage.store import check_root
 from tasks.curate.decontaminate import check_sets
 from tasks.curate.sources import check_sources, verifiers_of
@@ -31,7 +32,7 @@ def check_inputs(config: RunConfig) -> None:
         if model != CHAMPION:
             find_base(model)
     for label, model in config.grading.other_reward_models.items():
-        _check_reward_model(label, Artifact.at(config.resolved_root(), model))
+        _check_reward_model(label, Artifact.at(config.resolved_root(), model), config.model.path)
     for expansion in config.curate.expansions().values():
         if expansion.expand.model is not None:
             find_base(expansion.expand.model)
@@ -48,8 +49,8 @@ def check_inputs(config: RunConfig) -> None:
     check_root(config.resolved_root())
 
 
-def _check_reward_model(label: str, named: Artifact) -> None:
-    """Raises `InputError` for an artifact that isn't there, or is no reward model."""
+def _check_reward_model(label: str, named: Artifact, model: str) -> None:
+    """Raises `InputError` for an artifact that isn't there, is no reward model, or reads other tokens than the run."""
     if not named.exists():
         raise InputError(
             f"grading.graders: {label}: no {named.id} below {named.root}; expected a reward model of this store, whole "
@@ -57,6 +58,15 @@ def _check_reward_model(label: str, named: Artifact) -> None:
         )
     if REWARD_MODEL_DESCRIPTION not in named.manifest.files:
         raise InputError(f"grading.graders: {label}: {named.id} is no reward model; `reward_model/...` are")
+    from tasks._engines.chat import load_tokenizer
+
+    base = resolve_policy(base_of(named)).base
+    vocabularies = [load_tokenizer(folder).get_vocab() for folder in (base, convert_base(model))]
+    if vocabularies[0] != vocabularies[1]:
+        raise InputError(
+            f"grading.graders: {label}: {named.id} stands on {base.name}, whose tokenizer isn't that of {model}; it "
+            "scores token ids, so both must have the same"
+        )
 
 
 def print_plan(config: RunConfig, console: Console) -> None:
@@ -69,6 +79,7 @@ def print_plan(config: RunConfig, console: Console) -> None:
     todo = max(0, target - last)
     rollouts = config.select.prompts_per_iteration * config.select.samples_per_prompt
     most = config.rounds.most_prompts(config.select.prompts_per_iteration) * config.select.samples_per_prompt
+    counted = f"{rollouts}" if most == rollouts else f"{rollouts} to {most}"
     longest = most * config.rollouts.sampling.max_tokens
     console.print(f"campaign {config.campaign}, root {root}: {last} of {target} iterations are committed")
     if config.sft is not None:
@@ -83,8 +94,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
     table = Table("stage", "in every iteration", title=f"{todo} iterations to run")
     for name, what in [
         ("select", f"{config.select.prompts_per_iteration} prompts x {config.select.samples_per_prompt} samples"),
-        *_rounds(config, most),
-        ("rollouts", f"{rollouts} rollouts, at most {longest:,} tokens, engine {config.rollouts.engine.name}"),
+        *_rounds(config),
+        ("rollouts", f"{counted} rollouts, at most {longest:,} tokens, engine {config.rollouts.engine.name}"),
         (
             "grading",
             ", ".join(f"{g.label} {g.weight:g} from iteration {g.from_iteration}" for g in config.grading.graders),
@@ -107,16 +118,16 @@ def print_plan(config: RunConfig, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"in all: at most {todo * longest:,} sampled tokens in training rollouts")
     console.print()
-    print_budget_of(config, max(target, 1) * rollouts, console)
+    print_budget_of(config, max(target, 1) * most, console)
 
 
-def _rounds(config: RunConfig, most: int) -> list[tuple[str, str]]:
+def _rounds(config: RunConfig) -> list[tuple[str, str]]:
     """What an iteration samples beyond one batch, or less."""
     screening, refill, said = config.rounds.screening, config.rounds.refill, []
     if screening is not None:
         said.append(f"{screening.samples} samples of each prompt, the rest where they vary")
     if refill is not None:
-        said.append(f"other prompts until {refill.groups} groups survive, at most {most} rollouts in all")
+        said.append(f"other prompts until {refill.groups} groups survive, in {refill.max_rounds} rounds at most")
     return [("rounds", "; ".join(said))] if said else []
 
 

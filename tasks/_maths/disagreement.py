@@ -27,41 +27,53 @@ class Candidates(NamedTuple):
     priority: Float[np.ndarray, " pairs"]
 
 
-def gaps(rewards: Rows, humans: Rows) -> Rows:
-    """z(reward) - z(human score): above 0 where the reward model likes a row more than people do.
+def gaps(groups: Groups, rewards: Rows, humans: Rows) -> Rows:
+    """z(reward) - z(human score) within each group: above 0 where the reward model likes a row more than people do.
 
-    Both are standardised over the rows that have both, so no scale is shared; NaN where one is NaN, and everywhere
-    where one of the two never varies.
+    Pairs tell a reward model nothing of the offset between two prompts, and people's scores may have another scale in
+    each: both are taken from their group's mean and in standard deviations of that. NaN where one of the two is
+    unknown, and where no other row of the group is ordered the other way round by people: a difference that any rising
+    map of the rewards would close asks for a calibration, not for a label.
     """
-    both = np.isfinite(rewards) & np.isfinite(humans)
+    known = np.flatnonzero(np.isfinite(rewards) & np.isfinite(humans))
     out = np.full(len(rewards), np.nan)
-    if both.any() and rewards[both].std() > 0 and humans[both].std() > 0:
-        out[both] = _standardised(rewards[both]) - _standardised(humans[both])
+    if not len(known):
+        return out
+    centred = [_centred(groups[known], values[known]) for values in (rewards, humans)]
+    if min(values.std() for values in centred) == 0:
+        return out
+    against = _contradicted(groups[known], rewards[known], humans[known])
+    gap = centred[0] / centred[0].std() - centred[1] / centred[1].std()
+    out[known[against]] = gap[against]
     return out
 
 
 def disagreements(groups: Groups, rewards: Rows, humans: Rows, *, quantile: float = 0.8) -> Candidates:
-    """The pairs that people should look at.
+    """The pairs that people should look at: of the rows with a gap (`gaps`), each beside a neighbour.
 
     `groups` numbers the prompts; `rewards` (NaN: none) are the reward model's, `humans` people's scores (NaN: unknown).
-    "High" is at or above the `quantile` of all rows, "low" at or below 1 - `quantile`.
+    "High" is at or above the `quantile` of the rows that have both, each taken from its group's mean, "low" at or below
+    1 - `quantile`.
 
     - underrated: human score high, reward low. Shown beside the answer that the reward model ranks next above it.
     - overrated: reward high, human score low. Beside the one ranked next below it.
-    - residual: any other row whose |gap| is high, beside its neighbour on that side.
+    - residual: any other row with a gap, beside its neighbour on that side.
 
     At the end of a ranking the neighbour on the other side takes its place; a group of one row has no pair.
     """
     ranking = _Ranking(groups, rewards)
-    gap = gaps(rewards, humans)
-    size = np.abs(gap)
-    over = (gap > 0) & _high(rewards, quantile) & _low(humans, quantile)
-    under = (gap < 0) & _low(rewards, quantile) & _high(humans, quantile)
+    gap = gaps(groups, rewards, humans)
+    both = np.isfinite(rewards) & np.isfinite(humans)
+    reward, human = (np.full(len(groups), np.nan) for _ in range(2))
+    for into, values in ((reward, rewards), (human, humans)):
+        into[both] = _centred(groups[both], values[both])
+    over = (gap > 0) & _high(reward, quantile) & _high(-human, quantile)
+    under = (gap < 0) & _high(-reward, quantile) & _high(human, quantile)
     parts: list[tuple[int, Pairs, Pairs, Rows]] = []
-    for reason, rows in ((UNDERRATED, under), (OVERRATED, over), (RESIDUAL, _high(size, quantile) & ~over & ~under)):
+    for reason, rows in ((UNDERRATED, under), (OVERRATED, over), (RESIDUAL, np.isfinite(gap) & ~over & ~under)):
         chosen = np.flatnonzero(rows)
         chosen, partners = ranking.beside(chosen, np.where(gap[chosen] > 0, 1, -1))
-        parts.append((REASONS.index(reason), chosen, partners, size[chosen]))
+        parts.append((REASONS.index(reason), chosen, partners, np.abs(gap[chosen])))
     return _once(parts)
 
 
@@ -102,8 +114,20 @@ def _once(parts: list[tuple[int, Pairs, Pairs, Rows]]) -> Candidates:
     return Candidates(first[kept], second[kept], reason[kept], priority[kept])
 
 
-def _standardised(values: Rows) -> Rows:
-    return (values - values.mean()) / values.std()
+def _centred(groups: Groups, values: Rows) -> Rows:
+    """Less the mean of each one's group."""
+    _, index = np.unique(groups, return_inverse=True)
+    return values - (np.bincount(index, values) / np.maximum(np.bincount(index), 1))[index]
+
+
+def _contradicted(groups: Groups, rewards: Rows, humans: Rows) -> Bool[np.ndarray, " rows"]:
+    """The rows that people order the other way round than the rewards do, beside some row of their group."""
+    out = np.zeros(len(groups), dtype=bool)
+    order = np.argsort(groups, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        reward, human = (values[rows][:, None] - values[rows] for values in (rewards, humans))
+        out[rows] = (reward * human < 0).any(axis=1)
+    return out
 
 
 def _high(values: Rows, quantile: float) -> Bool[np.ndarray, " rows"]:
@@ -112,7 +136,3 @@ def _high(values: Rows, quantile: float) -> Bool[np.ndarray, " rows"]:
         return np.zeros(len(values), dtype=bool)
     with np.errstate(invalid="ignore"):
         return np.asarray(values >= np.quantile(known, quantile))
-
-
-def _low(values: Rows, quantile: float) -> Bool[np.ndarray, " rows"]:
-    return _high(-values, quantile)

@@ -61,7 +61,26 @@ class LossOptions:
 
 
 LossFunction = Callable[[LossInputs, LossOptions], LossOutputs]
-Denominators = Callable[[Int[Tensor, " rows"], Int[Tensor, " rows"], int], Float[Tensor, " rows"]]
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """All rows of an optimizer step: their answers' tokens, their groups, and what each weighs.
+
+    A row of weight w counts as w rows: one that stands for its near-duplicates gives the loss that they would give.
+    """
+
+    lengths: Int[Tensor, " rows"]
+    groups: Int[Tensor, " rows"]
+    weights: Float[Tensor, " rows"]
+
+    def everywhere(self, value: Float[Tensor, ""]) -> Float[Tensor, " rows"]:
+        """The same denominator for each row; 1 where nothing weighs anything."""
+        return torch.full(self.lengths.shape, float(value) or 1.0, dtype=torch.float64)
+
+
+Denominator = Float[Tensor, " rows"]
+Denominators = Callable[[StepRows, int], Denominator]
 
 
 def clipped(inputs: LossInputs, options: LossOptions) -> LossOutputs:
@@ -133,39 +152,31 @@ def _reduced(
     return LossOutputs(loss_sum, metrics)
 
 
-def constant(lengths: Int[Tensor, " rows"], groups: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:  # noqa: ARG001
+def constant(rows: StepRows, max_tokens: int) -> Denominator:
     """rows x max_tokens. Dr. GRPO (arXiv 2503.20783): no length bias, unlike division by |o|."""
-    return _everywhere(len(lengths) * max_tokens, lengths)
+    return rows.everywhere(rows.weights.sum() * max_tokens)
 
 
-def sequence_mean(
-    lengths: Int[Tensor, " rows"],
-    groups: Int[Tensor, " rows"],  # noqa: ARG001
-    max_tokens: int,  # noqa: ARG001
-) -> Float[Tensor, " rows"]:
+def sequence_mean(rows: StepRows, max_tokens: int) -> Denominator:  # noqa: ARG001
     """rows x |o_i|: the mean over rows of each row's token mean. GRPO (arXiv 2402.03300), equation 3."""
-    return len(lengths) * lengths.clamp(min=1).double()
+    return rows.weights.sum() * rows.lengths.clamp(min=1).double()
 
 
-def token_mean(lengths: Int[Tensor, " rows"], groups: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:  # noqa: ARG001
+def token_mean(rows: StepRows, max_tokens: int) -> Denominator:  # noqa: ARG001
     """The batch's tokens: every token counts equally. DAPO (arXiv 2503.14476)."""
-    return _everywhere(max(int(lengths.sum()), 1), lengths)
+    return rows.everywhere((rows.weights * rows.lengths).sum())
 
 
-def sequence_sum(
-    lengths: Int[Tensor, " rows"],
-    groups: Int[Tensor, " rows"],  # noqa: ARG001
-    max_tokens: int,  # noqa: ARG001
-) -> Float[Tensor, " rows"]:
+def sequence_sum(rows: StepRows, max_tokens: int) -> Denominator:  # noqa: ARG001
     """rows: the mean over rows of each row's token sum, the policy gradient itself. RLOO (arXiv 2402.14740)."""
-    return _everywhere(len(lengths), lengths)
+    return rows.everywhere(rows.weights.sum())
 
 
-def prompt_mean(lengths: Int[Tensor, " rows"], groups: Int[Tensor, " rows"], max_tokens: int) -> Float[Tensor, " rows"]:  # noqa: ARG001
+def prompt_mean(rows: StepRows, max_tokens: int) -> Denominator:  # noqa: ARG001
     """groups x tokens of the row's group: prompts count equally. ScaleRL (arXiv 2510.13786)."""
-    _, index = torch.unique(groups, return_inverse=True)
-    tokens = torch.bincount(index, weights=lengths.double())
-    return len(tokens) * tokens.clamp(min=1)[index]
+    _, index = torch.unique(rows.groups, return_inverse=True)
+    tokens = torch.bincount(index, weights=rows.weights * rows.lengths)
+    return len(tokens) * torch.where(tokens > 0, tokens, 1.0)[index]
 
 
 AGGREGATES: dict[str, Denominators] = {
@@ -175,7 +186,3 @@ AGGREGATES: dict[str, Denominators] = {
     "sequence_sum": sequence_sum,
     "prompt_mean": prompt_mean,
 }
-
-
-def _everywhere(value: int, lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    return torch.full(lengths.shape, float(value), dtype=torch.float64)

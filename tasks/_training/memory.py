@@ -5,42 +5,46 @@ import platform
 import re
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-# glibc's malloc.h: the size from which memory is mapped anew each time, and how much may lie free at the top. The
-# first may be 32 MiB at most; what is mapped by default is what has 128 KiB.
+# glibc's malloc.h: the size from which a block is mapped by itself, and how much may lie free at the top.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED_FROM, KEPT_FREE = 32 * 2**20, 2**31 - 1
-DEFAULT_THRESHOLD = 128 * 2**10
-_keepers: list[None] = []
+# What glibc's own adjustment comes to after blocks as large have been freed. Setting a threshold turns that off for
+# good, and from the initial 128 KiB on every array would be mapped anew each time.
+TRIMMED_FROM = 2 * MAPPED_FROM
+_lock = threading.Lock()
+_inside: list[None] = []
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Within, memory that tensors free on a CPU stays with the process for the next ones (glibc only).
 
-    By default large blocks go back to the system when they are freed, and every micro-batch pays for fresh pages: a
-    twentieth of an update's time, up to half of a forward pass's. When the outermost ends all of it is given back.
+    Otherwise it goes back to the system at the end of a micro-batch, and the next one pays for fresh pages: a twentieth
+    of an update's time, a seventh of a forward pass's. When the outermost ends all of it is given back.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
-    libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
-    _keepers.append(None)
+    with _lock:
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
+        _inside.append(None)
     try:
         yield
     finally:
-        _keepers.pop()
-        if not _keepers:
-            libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
-            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
-            libc.malloc_trim(0)
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                libc.mallopt(M_TRIM_THRESHOLD, TRIMMED_FROM)
+                libc.malloc_trim(0)
 
 
 def peak_memory() -> dict[str, float]:

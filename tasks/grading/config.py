@@ -149,7 +149,12 @@ class GraderConfig(StrictConfig):
         if not (isinstance(named, str) and ARTIFACT.fullmatch(named)):
             raise ValueError(
                 f"{OTHER_REWARD_MODEL}: expected params.reward_model, the id of a reward model's artifact such as "
-                f"reward_model/0123456789abcdef, found {named!r}; `posttrain show CAMPAIGN` names them"
+                f"reward_model/<32 hexadecimal digits>, found {named!r}; `posttrain show CAMPAIGN --json` names them"
+            )
+        unknown = sorted(set(self.params) - {"reward_model", "device", "tokens_per_microbatch"})
+        if unknown:
+            raise ValueError(
+                f"{OTHER_REWARD_MODEL}: unknown params {unknown}; it has reward_model, device, tokens_per_microbatch"
             )
         if self.ensemble is not None and self.ensemble.absolute:
             raise ValueError(f"{OTHER_REWARD_MODEL}: ensemble.absolute needs a calibration, and it is used without one")
@@ -170,6 +175,11 @@ class GraderConfig(StrictConfig):
     def is_reward_model(self) -> bool:
         """Whether a reward model grades, this run's own or another one."""
         return self.grader in (REWARD_MODEL, OTHER_REWARD_MODEL)
+
+    @property
+    def only_watches(self) -> bool:
+        """Whether it is a reward model beside the run's own that decides nothing: no reward and no promotion."""
+        return self.grader == OTHER_REWARD_MODEL and self.weight == 0 and not self.judge
 
     @property
     def is_slow(self) -> bool:
@@ -258,8 +268,8 @@ class GradingConfig(StrictConfig):
     def active(self, iteration: int, has_reward_model: bool) -> "GradingConfig":
         """The graders of one iteration, as the stage takes them: `from_iteration` is spent.
 
-        Iteration 0 stands for the held-out prompts, which no slow grader grades: scored by the weighted mean unless
-        `composite.held_out`, equally weighed where none that grades them has a weight.
+        Iteration 0 stands for the held-out prompts, which no slow grader grades and none that only watches: scored by
+        the weighted mean unless `composite.held_out`, equally weighed where none that grades them has a weight.
 
         A reward-model grader waits until there is a reward model. Raises `InputError` when none is left.
         """
@@ -268,7 +278,7 @@ class GradingConfig(StrictConfig):
             for grader in self.graders
             if grader.from_iteration <= iteration
             and (has_reward_model or grader.grader != REWARD_MODEL)
-            and not (grader.is_slow and iteration == 0)
+            and not (iteration == 0 and (grader.is_slow or grader.only_watches))
         ]
         if iteration == 0:
             graders = _with_weight(graders)
@@ -318,4 +328,4 @@ class GradingConfig(StrictConfig):
 def _with_weight(graders: list[GraderConfig]) -> list[GraderConfig]:
     if sum(grader.weight for grader in graders) > 0:
         return graders
-    return [grader.model_copy(update={"weight": 1.0}) for grader in graders]
+    return [grader if grader.only_watches else grader.model_copy(update={"weight": 1.0}) for grader in graders]

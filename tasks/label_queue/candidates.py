@@ -14,12 +14,10 @@ ANSWER = ["rollout_id", "prompt_id", "order", "score", "uncertainty"]
 SIDES = ("first", "second")
 
 
-def answers_of(
-    rollouts: pl.LazyFrame, rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig
-) -> pl.DataFrame:
+def answers_of(rollouts: pl.LazyFrame, rewards: pl.LazyFrame, grades: pl.LazyFrame, grader: str | None) -> pl.DataFrame:
     """`rollout_id, prompt_id, text, score, uncertainty` of what people can be shown; no text twice to a prompt.
 
-    Raises `InputError` for `labelling.grader` that isn't there, or not named where several graders give uncertainties.
+    The score is the grader's, without one the reward.
     """
     answers = (
         rollouts.filter(pl.col("finish_reason") != "abort", pl.col("text").str.strip_chars() != "")
@@ -28,7 +26,7 @@ def answers_of(
         .select("rollout_id", "prompt_id", "text")
         .collect()
     )
-    return answers.join(_scores(rewards, grades, config), on="rollout_id", how="left", maintain_order="left")
+    return answers.join(_scores(rewards, grades, grader), on="rollout_id", how="left", maintain_order="left")
 
 
 def drawn_answers(answers: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -96,8 +94,11 @@ def without(pairs: pl.DataFrame, labelled: pl.DataFrame, rollouts: pl.LazyFrame)
     )
 
 
-def _scores(rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig) -> pl.DataFrame:
-    """`rollout_id, score, uncertainty` by the grader that orders the queue."""
+def ordering_grader(grades: pl.LazyFrame, config: LabellingConfig) -> str | None:
+    """The grader that orders the queue: the one named, else the one that gives uncertainties; none: the reward does.
+
+    Raises `InputError` for `labelling.grader` that isn't there, or not named where several graders give uncertainties.
+    """
     graders = grades.group_by("grader").agg(pl.col("uncertainty").is_not_null().any()).sort("grader").collect()
     names, unsure = graders["grader"].to_list(), graders.filter("uncertainty")["grader"].to_list()
     if config.grader is not None and config.grader not in names:
@@ -106,7 +107,16 @@ def _scores(rewards: pl.LazyFrame, grades: pl.LazyFrame, config: LabellingConfig
         raise InputError(
             f"labelling.grader: {', '.join(unsure)} give uncertainties; name the one to order the queue by"
         )
-    grader = config.grader or (unsure[0] if unsure else None)
+    return config.grader or (unsure[0] if unsure else None)
+
+
+def graded_by(grades: pl.LazyFrame, grader: str | None) -> bool:
+    """Whether that grader was among those of an iteration; the reward always is."""
+    return grader is None or bool(grades.select((pl.col("grader") == grader).any()).collect().item())
+
+
+def _scores(rewards: pl.LazyFrame, grades: pl.LazyFrame, grader: str | None) -> pl.DataFrame:
+    """`rollout_id, score, uncertainty` by the grader that orders the queue."""
     if grader is None:
         nothing = pl.lit(None, pl.Float64).alias("uncertainty")
         return rewards.select("rollout_id", pl.col("reward").alias("score"), nothing).collect()

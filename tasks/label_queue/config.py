@@ -50,6 +50,11 @@ class LabellingConfig(StrictConfig):
     def _has_a_strategy(self) -> Self:
         if min(self.strategies.values(), default=0) < 0 or sum(self.strategies.values()) <= 0:
             raise ValueError("strategies: expected shares of at least 0, one of them above, such as {uncertain: 1}")
+        if self.contradictions == {name for name, share in self.strategies.items() if share > 0}:
+            raise ValueError(
+                f"strategies: {', '.join(sorted(self.contradictions))} look at what people labelled, and would never "
+                "have anything; add one that begins, such as {random: 0.2}"
+            )
         return self
 
 

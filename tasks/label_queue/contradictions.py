@@ -12,23 +12,32 @@ SIDES = ("first", "second")
 
 
 def scores_by_people(labels: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """`prompt_id, text, human` of every labelled answer: the mean of people's absolute scores.
+    """`prompt_id, text, human` of every labelled answer, to be compared within a prompt only.
 
-    Where nobody gave one, of any answer, the share of comparisons that it won, a tie being half.
+    The mean of people's absolute scores where all answers of the prompt that were compared have one, else the share of
+    comparisons that an answer won, a tie being half. Each kind is in standard deviations from the prompt's mean.
     """
-    said = labels.filter(pl.col("choice").cast(pl.String) != "skip").join(
-        items.select("item_id", "prompt_id", *SIDES), on="item_id", how="inner"
+    choice = pl.col("choice").cast(pl.String)
+    said = labels.filter(choice != "skip").join(items.select("item_id", "prompt_id", *SIDES), on="item_id", how="inner")
+    both = [
+        said.select(
+            "prompt_id",
+            text=side,
+            score=f"{side}_score",
+            share=choice.replace_strict({name: each[place] for name, each in WORTH.items()}, return_dtype=pl.Float64),
+        )
+        for place, side in enumerate(SIDES)
+    ]
+    answers = pl.concat(both).group_by("prompt_id", "text", maintain_order=True).agg(pl.mean("score", "share"))
+    scored = pl.col("score").is_not_null().all().over("prompt_id")
+    kinds = answers.with_columns(
+        scored.alias("scored"), pl.when(scored).then("score").otherwise("share").alias("human")
     )
-    scores = [f"{side}_score" for side in SIDES]
-    if said.select(pl.all_horizontal(pl.col(scores).is_null().all())).item():
-        choice = pl.col("choice").cast(pl.String)
-        worth = [
-            choice.replace_strict({name: each[place] for name, each in WORTH.items()}, return_dtype=pl.Float64)
-            for place in range(len(SIDES))
-        ]
-        said = said.with_columns(value.alias(name) for name, value in zip(scores, worth, strict=True))
-    both = [said.select("prompt_id", text=side, human=f"{side}_score") for side in SIDES]
-    return pl.concat(both).drop_nulls("human").group_by("prompt_id", "text", maintain_order=True).agg(pl.mean("human"))
+    centred = kinds.with_columns(pl.col("human") - pl.col("human").mean().over("prompt_id"))
+    deviation = pl.col("human").std(ddof=0).over("scored")
+    return centred.select(
+        "prompt_id", "text", pl.when(deviation > 0).then(pl.col("human") / deviation).otherwise(0.0).alias("human")
+    )
 
 
 def contradicted_pairs(answers: pl.DataFrame, people: pl.DataFrame, config: LabellingConfig) -> pl.DataFrame:

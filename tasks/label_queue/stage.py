@@ -8,7 +8,15 @@ from storage.artifacts import Artifact, Outputs
 from storage.labels import LabelQueues, joined_labels, labelled_items
 from storage.records import RECORDS
 from tasks._stage import StageContext, stage
-from tasks.label_queue.candidates import answers_of, drawn_answers, known_of, pairs_of, without
+from tasks.label_queue.candidates import (
+    answers_of,
+    drawn_answers,
+    graded_by,
+    known_of,
+    ordering_grader,
+    pairs_of,
+    without,
+)
 from tasks.label_queue.choose import PROMPT, choose, queue_metrics, queue_of
 from tasks.label_queue.config import LabellingConfig
 from tasks.label_queue.contradictions import contradicted_pairs, scores_by_people
@@ -38,12 +46,15 @@ def make_queue(
     `earlier_rollouts` with their rewards: what they said it of, for the strategies that look for contradictions.
     """
     sampled, grades = rollouts.scan("rollouts"), rewards.scan("grades")
-    answers = drawn_answers(answers_of(sampled, rewards.scan("rewards"), grades, config), seed)
+    grader = ordering_grader(grades, config)
+    answers = drawn_answers(answers_of(sampled, rewards.scan("rewards"), grades, grader), seed)
     prompts, candidates = batch.scan("batch"), [pairs_of(answers)]
     if labels is not None and config.contradictions and earlier_rollouts:
         people = scores_by_people(labels.read("labels"), labels.read("label_queue"))
         for made, graded in zip(earlier_rollouts, earlier_rewards, strict=True):
-            known = answers_of(made.scan("rollouts"), graded.scan("rewards"), graded.scan("grades"), config)
+            if not graded_by(graded.scan("grades"), grader):
+                continue  # the first reward model came later
+            known = answers_of(made.scan("rollouts"), graded.scan("rewards"), graded.scan("grades"), grader)
             candidates.append(contradicted_pairs(known, people, config))
         prompts = pl.concat([table.select(PROMPT) for table in (prompts, labels.scan("label_queue"))])
         sampled = pl.concat([each.scan("rollouts") for each in (rollouts, *earlier_rollouts)], how="diagonal")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from tasks._maths.objectives import AGGREGATES
+from tasks._maths.objectives import AGGREGATES, StepRows
 from tasks._training.batching import PromptGroup, group_rows, plan_microbatches
 from tasks._training.packing import PackedBatch
 from tasks.policy_update.config import PolicyUpdateConfig
@@ -46,8 +46,8 @@ def plan_row_steps(
     for members in dealt:
         if config.objective == "likelihood":
             members = members[trained[members]]
-        lengths, groups = torch.from_numpy(rows.lengths[members]), torch.from_numpy(rows.groups[members])
-        denominators = AGGREGATES[config.aggregate](lengths, groups, config.max_tokens)
+        of_step = (torch.from_numpy(each[members]) for each in (rows.lengths, rows.groups, rows.weights))
+        denominators = AGGREGATES[config.aggregate](StepRows(*of_step), config.max_tokens)
         by_row = dict(zip(members.tolist(), denominators.tolist(), strict=True))
         used = members[trained[members]].tolist()
         if used:

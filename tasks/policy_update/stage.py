@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.policy_update.policy import PolicyFolders
 
 
-@stage("policy_update", version=3, extra=dtype_in_use)
+@stage("policy_update", version=4, extra=dtype_in_use)
 def update(
     trajectories: Artifact,
     replayed: list[Artifact],

@@ -14,6 +14,8 @@ from tasks.select.strategy_config import GresoConfig
 
 # A group whose rewards' standard deviation is at most that has no variance (SkyRL's tolerance, as in filtering).
 TOLERANCE = 1e-6
+# A weighted mean of ones may lie that far above one.
+ROUNDING = 1e-9
 POSTERIOR = ["alpha", "beta", "last_outcome", "outcome_key"]
 OF_REWARDS = ["reward_weight", "reward_mean", "reward_variance", "easy_streak", "hard_streak", "reward_key"]
 
@@ -159,7 +161,9 @@ def _as_success(column: str, config: HistoryConfig) -> pl.Expr:
 
 
 def _is_outside(column: str, config: HistoryConfig) -> pl.Expr:
-    return ~pl.col(column).is_between(*config.reward_range)
+    low, high = config.reward_range
+    rounding = ROUNDING * (high - low)
+    return ~pl.col(column).is_between(low - rounding, high + rounding)
 
 
 def _key(basis: str, config: OutcomesConfig) -> pl.Expr:

@@ -50,7 +50,8 @@ def distinct_answers(preferences: pl.DataFrame, tokenizer: Any) -> DistinctAnswe
 
 def answer_states(answer_ids: list[str], states: Float[np.ndarray, "answers features"]) -> pl.DataFrame:
     """The `AnswerState` frame."""
-    return pl.DataFrame({"answer_id": answer_ids, "state": pl.Series(np.ascontiguousarray(states)).arr.to_list()})
+    rows = pl.Series(np.ascontiguousarray(states, dtype=np.float32)).arr.to_list()
+    return pl.DataFrame({"answer_id": pl.Series(answer_ids, dtype=pl.String), "state": rows})
 
 
 def answer_id(messages: list[dict[str, str]], text: str) -> str:

@@ -122,7 +122,7 @@ def test_what_people_contradict_comes_again_in_the_next_iteration(prefect_server
     night = {"rollouts": graded.rollouts.id, "grading": graded.grading.id}
     committed_state = state_after(run, 1).model_copy(update={"steps": {**run.steps, **night}})
     Campaign(graded.rollouts.root, "people").commit(committed_state)
-    config = configured(size=4, strategies={"overrated": 1, "underrated": 1, "residual": 1}, labels_per_item=2)
+    config = configured(size=4, strategies={"overrated": 1, "residual": 1, "random": 0.01}, labels_per_item=2)
     later, _ = ask(prefect_server, graded, config, committed_state, iteration=2)
     queue = Artifact.at(graded.rollouts.root, later.steps[QUEUE])
     assert queue.manifest.inputs["earlier_rollouts.0"] == graded.rollouts.id

@@ -1,5 +1,8 @@
 """What a run file says of a reward model must be taken by what makes it."""
 
+import json
+import shutil
+
 import pytest
 from graded_rollouts import committed
 
@@ -7,6 +10,7 @@ from flows.config import parse_config
 from flows.frozen_heads import drawn_states
 from flows.plan import check_inputs, reward_model_rows
 from storage.errors import InputError
+from storage.policies import register_base
 
 REST = {
     "campaign": "page",
@@ -98,7 +102,17 @@ def test_check_tells_what_makes_the_reward_model(sections, rows):
 
 def test_another_reward_model_is_there_before_work_starts(tmp_path, tiny_model):
     made = committed(tmp_path, "select")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["posttrain"] = len(tokenizer["model"]["vocab"])
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    description = tmp_path / "reward_model.json"
+    description.write_text("{}")
+    facts = {"base": register_base(made.root, str(other)).id}
+    foreign = committed(tmp_path, "reward_model", files={description.name: description}, facts=facts)
     for named, said in (
+        (foreign.id, "whose tokenizer isn't that of"),
         (f"reward_model/{'0' * 16}", "expected a reward model of this store"),
         (made.id, "is no reward"),
     ):
@@ -106,3 +120,16 @@ def test_another_reward_model_is_there_before_work_starts(tmp_path, tiny_model):
         run = REST | {"root": made.root, "model": {"path": str(tiny_model)}, "grading": {"graders": [{}, gold]}}
         with pytest.raises(InputError, match=said):
             check_inputs(parse_config(run, "test"))
+
+
+def test_what_a_second_reward_model_could_be_taken_for_is_named(tmp_path):
+    graders = [{}, {"grader": "other_reward_model", "name": "gold", "weight": 0, "params": {"reward_model": "rm/1"}}]
+    run = REST | {"grading": {"graders": graders}, "labelling": {}}
+    with pytest.raises(InputError, match=r"labelling\.grader: gold may give uncertainties"):
+        parse_config(run, "test")
+    parse_config(run | {"labelling": {"grader": "verifier"}}, "test")
+    rules = {"filtering": {"rules": [{"rule": "uncertain", "threshold": 0.1}]}}
+    with pytest.raises(InputError, match="uncertain would take the uncertainty of other_reward_model too"):
+        parse_config(REST | {"grading": {"graders": graders}} | rules, "test")
+    taught = REST | {"grading": {"graders": graders}, "preferences": {"grader": "gold"}, "report": {"gold": "gold"}}
+    assert any("also makes the pairs" in each for each in parse_config(taught, "test").warnings())

@@ -161,7 +161,8 @@ def test_check_counts_the_rounds(tmp_path, tiny_model, capsys):
     plan = capsys.readouterr().out
     assert "2 samples of each prompt, the rest where they vary; other prompts until 20 groups survive" in plan
     most = (32 + 2 * 10) * 8
-    assert f"at most {most} rollouts in all" in plan
+    assert f"256 to {most} rollouts" in plan and "in 3 rounds at most" in plan
+    assert f"budget {3 * most:,} rollouts" in plan
     assert f"in all: at most {3 * most * 48:,} sampled tokens" in plan
 
 

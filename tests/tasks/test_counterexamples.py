@@ -124,7 +124,7 @@ def test_the_queue_by_hand():
     listed = [(REASONS[r], int(a), int(b)) for r, a, b in zip(found.reason, found.first, found.second, strict=True)]
     # Row 2 is people's favourite and the model's last: beside the next one above it. Row 0 is the reverse.
     assert listed == [(UNDERRATED, 2, 1), (OVERRATED, 0, 1)]
-    assert found.priority[0] == pytest.approx(abs(gaps(rewards, humans)[2]))
+    assert found.priority[0] == pytest.approx(abs(gaps(groups, rewards, humans)[2]))
     assert len(disagreements(groups, rewards, np.full(7, np.nan)).first) == 0
 
 
@@ -156,17 +156,28 @@ def test_every_pair_comes_once_from_one_group_in_order(rows, quantile):
         assert (np.diff(found.priority[found.reason == reason]) <= 1e-12).all()
     for row, reason in zip(found.first, found.reason, strict=True):
         if REASONS[reason] == OVERRATED:
-            assert gaps(rewards, humans)[row] > 0
+            assert gaps(groups, rewards, humans)[row] > 0
         if REASONS[reason] == UNDERRATED:
-            assert gaps(rewards, humans)[row] < 0
+            assert gaps(groups, rewards, humans)[row] < 0
 
 
-def test_a_row_that_only_differs_in_size_is_a_residual():
-    rewards = np.concatenate([np.linspace(0, 1, 20), [0.5, 0.4]])
-    humans = np.concatenate([np.linspace(0, 1, 20), [0.95, 0.4]])
-    groups = np.concatenate([np.arange(20), [30, 30]])
-    found = disagreements(groups, rewards, humans, quantile=0.96)
+def test_what_is_neither_high_nor_low_is_a_residual():
+    """Twenty prompts on which all agree, and one on which the reward model has a small difference turned round."""
+    rewards = np.concatenate([np.tile([1.0, -1.0], 20), [0.3, -0.3]])
+    humans = np.concatenate([np.tile([1.0, -1.0], 20), [-0.3, 0.3]])
+    groups = np.repeat(np.arange(21), 2)
+    found = disagreements(groups, rewards, humans)
     assert [(REASONS[r], int(a), int(b)) for r, a, b in zip(found.reason, found.first, found.second, strict=True)] == [
-        (RESIDUAL, 20, 21)
+        (RESIDUAL, 40, 41)
     ]
     assert spearman(rewards, humans) > 0.8
+
+
+def test_prompts_differ_in_level_and_that_is_no_disagreement():
+    """A reward model from pairs knows no offset between prompts; of the same order there is nothing to ask."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 2)
+    within = np.tile([1.0, -1.0], 40) * rng.uniform(0.1, 2, 80).repeat(1)
+    rewards, humans = within + rng.normal(0, 3, 40).repeat(2), np.tile([1.0, 0.0], 40)
+    assert np.isnan(gaps(groups, rewards, humans)).all()
+    assert len(disagreements(groups, rewards, humans).first) == 0

@@ -164,6 +164,12 @@ def test_another_reward_model_grades_beside_the_runs_own(tmp_path, reward_model)
     assert found["grader"].unique().to_list() == ["gold"]
     assert found["grader_version"].unique().to_list() == [reward_model.fingerprint]
     assert found["score"].to_list() == own["score"].to_list()
+    held_out = config.active(0, has_reward_model=False)
+    assert [grader.label for grader in held_out.graders] == ["verifier"], "what only watches promotes nobody"
+    weightless = GradingConfig(
+        graders=[GraderConfig(grader="majority", from_iteration=1), GraderConfig(weight=0), gold]
+    )
+    assert [grader.label for grader in weightless.active(0, has_reward_model=False).graders] == ["verifier"]
     with pytest.raises(InputError, match="gold is a reward model, but there is none"):
         grading.grade.function(**inputs, **given | {"judge_models": {}})
 
@@ -173,11 +179,12 @@ def test_another_reward_model_grades_beside_the_runs_own(tmp_path, reward_model)
     [
         ({}, None),
         ({"reward_model": "newest"}, None),
+        ({"reward_model": "rm/1", "devise": "cpu"}, None),
         ({"reward_model": f"reward_model/{'0' * 16}"}, {"absolute": True}),
     ],
 )
 def test_another_reward_model_is_named_by_its_id(params, ensemble):
-    with pytest.raises(ValidationError, match=r"expected params\.reward_model|used without one"):
+    with pytest.raises(ValidationError, match=r"expected params\.reward_model|used without one|unknown params"):
         GraderConfig(grader="other_reward_model", params=params, ensemble=ensemble)
 
 

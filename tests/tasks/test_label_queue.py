@@ -95,6 +95,8 @@ def test_configuration_says_what_it_expects():
         LabellingConfig(strategies={"random": 0})
     with pytest.raises(ValidationError, match="uncertain"):
         LabellingConfig(strategies={"hard": 1})
+    with pytest.raises(ValidationError, match="overrated look at what people labelled"):
+        LabellingConfig(strategies={"overrated": 1, "random": 0})
 
 
 def graded(rollouts, scores, grader="reward_model", unsure=None, rewards=None):
@@ -233,7 +235,7 @@ def said_of(night, folder, name, **said):
     return committed(folder, "labels", name, **outputs.tables)
 
 
-CONTRADICTED = {"overrated": 1, "underrated": 1, "residual": 1}
+CONTRADICTED = {"overrated": 1, "underrated": 1, "residual": 1, "random": 0.01}
 
 
 @pytest.mark.parametrize("scores", [True, False], ids=["absolute scores", "choices alone"])
@@ -249,8 +251,11 @@ def test_answers_that_people_contradict_come_again_beside_their_neighbour(night,
     labels = said_of(night, tmp_path, "1", **said)
     people = scores_by_people(labels.read("labels"), labels.read("label_queue"))
     known = dict(people.select("text", "human").iter_rows())
-    whole = {"a": 2.0, "b": 5.0, "x": 4.0, "z": 1.0, "y": 4.0}
-    assert known == (whole if scores else {"a": 0.0, "b": 1.0, "x": 0.75, "z": 0.0, "y": 0.5})
+    whole = {"a": -1.5, "b": 1.5, "x": 1.0, "z": -2.0, "y": 1.0}
+    if not scores:
+        whole = {"a": -0.5, "b": 0.5, "x": 1 / 3, "z": -5 / 12, "y": 1 / 12}
+    deviation = np.std(list(whole.values()))
+    assert known == {text: pytest.approx(value / deviation) for text, value in whole.items()}
 
     rows = rollout_rows([("p2", "new")]).with_columns(rollout_id=pl.lit("tonight"))
     tonight = {**night, "rollouts": committed(tmp_path, "rollouts", "2", rollouts=rows)}
@@ -287,7 +292,26 @@ def test_answers_that_people_contradict_come_again_beside_their_neighbour(night,
 
 def test_without_labels_there_is_nothing_to_contradict(night, tmp_path):
     outputs = queue_from(night, tmp_path, strategies=CONTRADICTED)
-    assert outputs.metrics == {"items": 0, "prompts": 0, "candidates": 4}
+    assert outputs.metrics == {"items": 4, "prompts": 2, "candidates": 4, "items_random": 4}
+
+
+def test_an_iteration_that_the_grader_did_not_grade_contradicts_nobody(night, tmp_path):
+    labels = said_of(night, tmp_path, "1", a_b=("second", 2.0, 5.0))
+    rows = rollout_rows([("p2", "new"), ("p2", "newer")]).with_columns(
+        rollout_id=pl.concat_str(pl.lit("tonight"), "rollout_id")
+    )
+    outputs = make_queue.function(
+        rollouts=committed(tmp_path, "rollouts", "2", rollouts=rows),
+        rewards=committed(tmp_path, "grading", "2", **graded(rows, [0.5, 0.1], grader="later")),
+        batch=night["batch"],
+        labels=labels,
+        config=LabellingConfig(strategies=CONTRADICTED, grader="later", labels_per_item=2),
+        earlier_rollouts=[night["rollouts"]],
+        earlier_rewards=[night["rewards"]],
+        seed=3,
+        context=context(tmp_path, 2),
+    )
+    assert outputs.tables["label_queue"].select("first", "reason").rows() == [("new", "random")]
 
 
 def test_labels_are_their_campaigns_own(night, tmp_path):

@@ -15,7 +15,7 @@ from tasks._maths.advantages import (
     ADVANTAGES,
     per_component,
 )
-from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions
+from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions, StepRows
 from tasks._maths.token_advantages import discounted_returns, gae, whiten_tokens, with_kl_in_reward
 from tasks._maths.value_loss import clipped_value_loss
 
@@ -129,7 +129,8 @@ def update(batch: Sampled, logits: torch.Tensor, values: torch.Tensor, algorithm
     """The step's loss with the sampled policy's own log-probabilities as old ones, as a function to be called again."""
     old = batch.logprobs(logits).detach()
     advantages = algorithm.advantages(batch, old, values.detach())
-    denominators = AGGREGATES[algorithm.aggregate](batch.mask.sum(1).long(), torch.from_numpy(GROUPS), 2)
+    rows = StepRows(batch.mask.sum(1).long(), torch.from_numpy(GROUPS), torch.ones(len(GROUPS), dtype=torch.float64))
+    denominators = AGGREGATES[algorithm.aggregate](rows, 2)
     reference = torch.full_like(old, -np.log(3.0)) if algorithm.options.kl_coefficient else None
 
     def loss() -> torch.Tensor:

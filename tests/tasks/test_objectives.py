@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions
+from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions, StepRows
 
 OPTIONS = LossOptions(clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coefficient=0.0, kl_estimator="k2")
 few = settings(deadline=None, max_examples=30)
@@ -110,13 +110,18 @@ def paper_loss(objective, aggregate, inputs, lengths, groups, options, max_token
     return total
 
 
+def plain(lengths, groups):
+    """Rows that all weigh 1."""
+    return StepRows(lengths, groups, torch.ones(len(lengths), dtype=torch.float64))
+
+
 def check(objective, aggregate, shape, options):
     """GSPO's gradient is only defined for one advantage and one weight per row: the sequence has one ratio."""
     inputs, lengths, groups = batch(shape, per_row=objective == "gspo")
     if objective == "gspo":
         inputs = replace(inputs, weights=inputs.weights[:, :1].expand_as(inputs.weights))
     expected = paper_loss(objective, aggregate, inputs, lengths, groups, options)
-    inputs = replace(inputs, denominators=AGGREGATES[aggregate](lengths, groups, 9))
+    inputs = replace(inputs, denominators=AGGREGATES[aggregate](plain(lengths, groups), 9))
     found = OBJECTIVES[objective](inputs, options)
     torch.testing.assert_close(found.loss_sum, expected)
     if expected.requires_grad:
@@ -133,6 +138,27 @@ def check(objective, aggregate, shape, options):
 @given(shape=shapes, dual=st.sampled_from([None, 1.5]), kl=st.sampled_from([0.0, 0.3]))
 def test_loss_and_gradient_are_the_papers(objective, aggregate, shape, dual, kl):
     check(objective, aggregate, shape, replace(OPTIONS, dual_clip=dual, kl_coefficient=kl))
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@few
+@given(shape=shapes, copies=st.lists(st.integers(1, 4), min_size=12, max_size=12))
+def test_a_row_of_weight_w_gives_what_w_equal_rows_would(aggregate, shape, copies):
+    inputs, lengths, groups = batch(shape)
+    times = torch.tensor(copies[: len(lengths)] + [1] * max(0, len(lengths) - len(copies)))
+
+    def loss(rows, weights):
+        of_rows = {name: getattr(inputs, name)[rows] for name in ("logprobs", "old_logprobs", "advantages", "mask")}
+        step = StepRows(lengths[rows], groups[rows], weights)
+        denominators = AGGREGATES[aggregate](step, 9)
+        per_token = weights[:, None].expand_as(of_rows["mask"])
+        given = LossInputs(**of_rows, ref_logprobs=None, weights=per_token, denominators=denominators)
+        return OBJECTIVES["clipped"](given, OPTIONS).loss_sum
+
+    every = torch.arange(len(lengths))
+    repeated = every.repeat_interleave(times)
+    merged = loss(every, times.double())
+    torch.testing.assert_close(merged, loss(repeated, torch.ones(len(repeated), dtype=torch.float64)))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +209,7 @@ def test_cispo_limits_the_weight_and_keeps_the_gradient(ratio, factor):
 def test_gspo_with_advantages_per_token_scales_each_tokens_gradient_by_the_sequences_ratio(shape):
     """GSPO-token: gradient of token t is -s_i A_t w_t / denominator, wherever nothing is clipped."""
     inputs, lengths, groups = batch(shape)
-    inputs = replace(inputs, denominators=AGGREGATES["token_mean"](lengths, groups, 9), ref_logprobs=None)
+    inputs = replace(inputs, denominators=AGGREGATES["token_mean"](plain(lengths, groups), 9), ref_logprobs=None)
     wide = replace(OPTIONS, clip_low=1.0, clip_high=1e9)
     gradient = torch.autograd.grad(OBJECTIVES["gspo"](inputs, wide).loss_sum, inputs.logprobs)[0].numpy()
     log_ratio = (inputs.logprobs.detach() - inputs.old_logprobs).numpy()
@@ -214,13 +240,13 @@ def test_on_policy_every_objective_has_the_policy_gradient_in_common():
 )
 def test_denominators_of_three_rows(name, expected):
     """Lengths 2, 20 and 1, the first two of one prompt, 100 tokens at most."""
-    found = AGGREGATES[name](torch.tensor([2, 20, 1]), torch.tensor([7, 7, 3]), 100)
+    found = AGGREGATES[name](plain(torch.tensor([2, 20, 1]), torch.tensor([7, 7, 3])), 100)
     assert found.tolist() == expected
 
 
 def test_only_sequence_mean_gives_a_short_answers_tokens_more_weight_than_a_long_ones():
     """The length bias that Dr. GRPO removes: both answers belong to one prompt."""
-    ratio = {n: f(torch.tensor([2, 20]), torch.tensor([0, 0]), 30) for n, f in AGGREGATES.items()}
+    ratio = {n: f(plain(torch.tensor([2, 20]), torch.tensor([0, 0])), 30) for n, f in AGGREGATES.items()}
     assert {n for n, d in ratio.items() if d[0] != d[1]} == {"sequence_mean"}
 
 
