@@ -254,7 +254,7 @@ def test_only_sequence_mean_gives_a_short_answers_tokens_more_weight_than_a_long
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_cutting_into_micro_batches_changes_nothing(objective, aggregate):
     inputs, lengths, groups = batch(([(6, 0), (1, 1), (4, 0), (3, 2), (5, 1)], 3))
-    inputs = replace(inputs, denominators=AGGREGATES[aggregate](lengths, groups, 16))
+    inputs = replace(inputs, denominators=AGGREGATES[aggregate](plain(lengths, groups), 16))
     options = LossOptions(0.2, 0.28, dual_clip=2.0, kl_coefficient=0.1, kl_estimator="k3_corrected")
     whole = OBJECTIVES[objective](inputs, options)
     expected = torch.autograd.grad(whole.loss_sum, inputs.logprobs)[0]
