@@ -21,7 +21,7 @@ from tasks._maths.advantages import (
 )
 from tasks._maths.corrections import importance_weights
 from tasks._maths.kl import KL_ESTIMATORS
-from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions
+from tasks._maths.objectives import AGGREGATES, OBJECTIVES, LossInputs, LossOptions, StepRows
 from tasks._maths.preference_losses import PREFERENCE_LOSSES, kto
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,12 @@ PLAIN = LossOptions(clip_low=0.2, clip_high=0.28, dual_clip=None, kl_coefficient
 REWARDS = np.array([1.0, 0.6, 0.0])
 REFERENCE = np.array([0.2, 0.5, 0.3])
 BETA = 0.5
+
+
+def one_token_each(groups: np.ndarray) -> StepRows:
+    """Rows of one token that all weigh 1."""
+    ones = torch.ones(len(groups), dtype=torch.float64)
+    return StepRows(ones.long(), torch.from_numpy(groups), ones)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -125,7 +131,7 @@ def test_sampled_rloo_with_kl_in_the_loss_reaches_the_regularised_optimum():
         logprobs, ones = logits.log_softmax(0)[arms][:, None], torch.ones(len(arms), 1, dtype=torch.float64)
         advantages = torch.from_numpy(ADVANTAGES["leave_one_out"](REWARDS[arms], groups))[:, None]
         reference = torch.from_numpy(np.log(REFERENCE))[arms][:, None]
-        denominators = AGGREGATES["sequence_sum"](torch.ones(len(arms)), torch.from_numpy(groups), 1)
+        denominators = AGGREGATES["sequence_sum"](one_token_each(groups), 1)
         inputs = LossInputs(logprobs, logprobs.detach(), reference, advantages, ones, denominators, ones)
         optimizer.zero_grad()
         OBJECTIVES["clipped"](inputs, options).loss_sum.backward()
@@ -218,7 +224,7 @@ def cgpo_step(kind: str, kl_max: float) -> Step:
         else:
             advantages = crraft(calibrated, HONEST[arms], kl, kl_max, GROUPS)
         logprobs, ones = (ratio[arms] - np.log(3.0))[:, None], torch.ones(len(arms), 1, dtype=torch.float64)
-        denominators = AGGREGATES["sequence_sum"](torch.ones(len(arms)), torch.from_numpy(GROUPS), 1)
+        denominators = AGGREGATES["sequence_sum"](one_token_each(GROUPS), 1)
         inputs = LossInputs(
             logprobs, logprobs.detach(), None, torch.from_numpy(advantages)[:, None], ones, denominators, ones
         )
