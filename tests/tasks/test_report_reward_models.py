@@ -187,7 +187,6 @@ def test_a_campaign_without_any_of_it_has_no_section(history):
     assert "<h2>Reward model</h2>" not in render(content)
 
 
-@pytest.mark.skipif("gate" not in RECORDS, reason="the record of the gate's criteria isn't here")
 def test_the_gate_s_reasons_are_gathered(history, tmp_path):
     schema = RECORDS["gate"].create_empty().schema
     rows = [
